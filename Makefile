@@ -1,0 +1,40 @@
+# `make` lists the targets. ARGS is handed on: make demo ARGS=--keep, make test ARGS='--test broker'.
+.PHONY: help parts build demo test check bench clean-parts
+.DEFAULT_GOAL := help
+ARGS ?=
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+parts: ## fetch Kafka, ONNX Runtime and the embedding model into .local
+	@parts/fetch
+
+build: ## build the release binary
+	@parts/fetch --check-tools build
+	cargo build --release
+
+demo: ## fetch and build what is missing, then run the demo (ARGS=--keep leaves it up)
+	@parts/fetch --check-tools demo
+	@parts/fetch --corpora
+	cargo build --release
+	@"$(TARGET_DIR)"/release/sweepstream demo $(ARGS)
+
+test: ## fetch the parts that are missing, then run all tests (ARGS goes to cargo test)
+	@parts/fetch --check-tools test
+	@parts/fetch
+	cargo test --workspace $(ARGS)
+
+check: ## formatting, lints and documentation, warnings as errors
+	@parts/fetch --check-tools check
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+bench: ## run the benchmarks (ARGS goes to cargo bench)
+	@parts/fetch --check-tools test
+	@parts/fetch
+	cargo bench $(ARGS)
+
+clean-parts: ## remove the fetched parts
+	@parts/fetch --clean

@@ -1,0 +1,228 @@
+//! The command line: one file for each subcommand.
+
+mod broker;
+mod checkpoint;
+mod config;
+mod demo;
+mod output;
+mod parts;
+mod produce;
+mod run;
+mod search;
+mod topics;
+mod topology;
+mod trials;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use figment::value::{Dict, Value};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Settings;
+use crate::kafka;
+use crate::parts::Parts;
+
+/// Exit codes, as in `sysexits.h`.
+mod code {
+    pub const FAILURE: u8 = 1;
+    pub const USAGE: u8 = 64;
+    pub const UNAVAILABLE: u8 = 69;
+    pub const SOFTWARE: u8 = 70;
+    pub const CONFIG: u8 = 78;
+}
+
+/// Why the program ends otherwise than well.
+#[derive(Debug)]
+pub struct Failure {
+    /// Exit code.
+    pub code: u8,
+    /// What to tell the user.
+    pub error: anyhow::Error,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    /// The error's type decides the exit code.
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let code = error.chain().find_map(code_of).unwrap_or(code::FAILURE);
+        Self { code, error }
+    }
+}
+
+impl Failure {
+    fn usage(message: impl std::fmt::Display) -> Self {
+        Self { code: code::USAGE, error: anyhow::anyhow!("{message}") }
+    }
+}
+
+fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(error) = error.downcast_ref::<kafka::Error>() {
+        return match error {
+            kafka::Error::Unreachable { .. } => Some(code::UNAVAILABLE),
+            kafka::Error::Topics(_) | kafka::Error::Declaration { .. } => Some(code::CONFIG),
+            _ => None,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<crate::topology::Error>() {
+        use crate::topology::Error as T;
+        return match error {
+            T::Embed(_) | T::Train(_) | T::Panicked(_) | T::Metrics(_) | T::Thread(_) => Some(code::SOFTWARE),
+            T::Model(_) | T::Http(_) => Some(code::CONFIG),
+            // Transparent over Kafka's errors.
+            T::Kafka(error) => code_of(error),
+        };
+    }
+    let config = error.is::<crate::config::Error>()
+        || error.is::<crate::parts::Missing>()
+        || error.is::<crate::embed::model::Error>()
+        || error.is::<crate::http::Error>();
+    if config {
+        return Some(code::CONFIG);
+    }
+    error.is::<crate::train::search::Error>().then_some(code::USAGE)
+}
+
+type Result<T = (), E = Failure> = std::result::Result<T, E>;
+
+/// Embed a Kafka topic of text once, exactly once, and train many trials from it.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  sweepstream demo                                   everything at once, on a Kafka of its own
+  sweepstream broker                                 only the Kafka
+  SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS=host:9092 sweepstream run
+  sweepstream produce corpus.txt                     a text for each line
+  sweepstream search start genres.toml               prints the search's id
+  sweepstream search show ID                         the leaderboard
+
+Settings: defaults < --config FILE < SWEEPSTREAM_<SECTION>__<KEY> < --set; `sweepstream config` shows them.
+Exit codes: 0 well, 1 failed, 64 usage, 69 no broker answers, 70 a stage failed for good, 78 settings or parts.";
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Settings file (TOML)
+    #[arg(long, short, global = true, value_name = "FILE", env = "SWEEPSTREAM_CONFIG")]
+    config: Option<PathBuf>,
+    /// One setting, e.g. `--set embed.max_length=128`; may be repeated
+    #[arg(long = "set", short, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the stages: embed texts, train trials
+    Run(run::Arguments),
+    /// Show everything on real text with a Kafka of its own
+    Demo(demo::Arguments),
+    /// Run a local Kafka until interrupted
+    Broker(broker::Arguments),
+    /// Produce lines of text to the input topic
+    Produce(produce::Arguments),
+    /// Start, watch, list and delete searches
+    Search(search::Arguments),
+    /// List, stop and restart trials
+    Trials(trials::Arguments),
+    /// Export what a trial has learnt
+    Checkpoint(checkpoint::Arguments),
+    /// Show sources, processors and sinks with their topics and groups
+    Topology(topology::Arguments),
+    /// Create or verify the topics
+    Topics(topics::Arguments),
+    /// Show the effective settings, secrets redacted
+    Config(config::Arguments),
+    /// Show where each part was found
+    Parts(parts::Arguments),
+}
+
+/// What every subcommand gets.
+struct Environment {
+    settings: Settings,
+    parts: Parts,
+}
+
+/// Parses the command line and does what it says.
+///
+/// # Errors
+/// With the exit code that fits.
+pub fn main() -> Result {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failures, and go to standard output.
+            let code = if error.use_stderr() { code::USAGE } else { 0 };
+            drop(error.print());
+            std::process::exit(code.into());
+        }
+    };
+    let settings = Settings::load(cli.global.config.as_deref(), flags(&cli.global.set)?)?;
+    start_logging(&settings);
+    let environment = Environment { settings, parts: Parts::locate() };
+    match cli.command {
+        Command::Run(arguments) => run::run(environment, &arguments),
+        Command::Demo(arguments) => demo::run(environment, &arguments),
+        Command::Broker(arguments) => broker::run(&environment, &arguments),
+        Command::Produce(arguments) => produce::run(&environment, &arguments),
+        Command::Search(arguments) => search::run(&environment, arguments),
+        Command::Trials(arguments) => trials::run(&environment, arguments),
+        Command::Checkpoint(arguments) => checkpoint::run(&environment, arguments),
+        Command::Topology(arguments) => topology::run(&environment, &arguments),
+        Command::Topics(arguments) => topics::run(&environment, &arguments),
+        Command::Config(arguments) => config::run(&environment, &arguments),
+        Command::Parts(arguments) => parts::run(&environment, &arguments),
+    }
+}
+
+/// `--set section.key=value` as settings.
+fn flags(set: &[String]) -> Result<Dict> {
+    let mut flags = Dict::new();
+    for flag in set {
+        let (key, value) = flag
+            .split_once('=')
+            .ok_or_else(|| Failure::usage(format!("`--set {flag}`: write it as section.key=value")))?;
+        let value: Value = value.parse().unwrap_or_else(|never| match never {});
+        // A librdkafka property has dots of its own.
+        let path: Vec<&str> = key.splitn(3, '.').collect();
+        let nested = path.iter().rev().fold(value, |value, key| Value::from(Dict::from([((*key).to_owned(), value)])));
+        merge(&mut flags, nested);
+    }
+    Ok(flags)
+}
+
+fn merge(into: &mut Dict, value: Value) {
+    let Value::Dict(_, dict) = value else { return };
+    for (key, value) in dict {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Dict(_, existing)), value @ Value::Dict(..)) => merge(existing, value),
+            (_, value) => drop(into.insert(key, value)),
+        }
+    }
+}
+
+/// Log lines go to standard error: standard output belongs to results.
+fn start_logging(settings: &Settings) {
+    // librdkafka repeats itself while brokers are away; what matters of it is logged by the stages.
+    let directives = format!("rdkafka=off,librdkafka=off,{}", settings.log.level);
+    let filter = EnvFilter::try_new(&directives).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| output::LogWriter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    // A second subscriber can only exist in tests.
+    drop(builder.try_init());
+}
+
+/// Waits until the cluster answers, for subcommands that speak to it.
+fn connect(environment: &Environment) -> Result {
+    Ok(kafka::client::await_cluster(&environment.settings)?)
+}

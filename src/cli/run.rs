@@ -1,0 +1,94 @@
+//! `run`: the stages of this process, until a signal or a failure ends them.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{signal, SignalKind};
+
+use super::{Environment, Result};
+use crate::topology::{Stage, Topology};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sweepstream run                                all stages
+  sweepstream run --stage embed                  only embed; start as many as there are partitions to share
+  sweepstream run --stage train --set train.parallel=8")]
+pub struct Arguments {
+    /// Run only this stage; may be repeated [default: all]
+    #[arg(long, value_enum)]
+    stage: Vec<StageName>,
+    /// Embed from the log's start when the group's offsets are gone and cannot be recovered
+    #[arg(long)]
+    from_start: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StageName {
+    Embed,
+    Train,
+}
+
+pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
+    environment.settings.embed.from_start |= arguments.from_start;
+    let mut stages: Vec<Stage> = arguments
+        .stage
+        .iter()
+        .map(|stage| match stage {
+            StageName::Embed => Stage::Embed,
+            StageName::Train => Stage::Train,
+        })
+        .collect();
+    if stages.is_empty() {
+        stages.extend(Stage::ALL);
+    }
+    stages.sort_unstable();
+    stages.dedup();
+    let runtime = runtime()?;
+    let signals = runtime.block_on(async { Signals::new() })?;
+    let topology = Topology::start(&environment.settings, &environment.parts, &stages)?;
+    runtime.block_on(async {
+        let ended = topology.ended();
+        let mut signals = signals;
+        tokio::select! {
+            name = signals.next() => {
+                tracing::info!(signal = name, timeout = ?environment.settings.run.drain_timeout, "draining; a second signal ends at once");
+                let _ = tokio::spawn(async move {
+                    let name = signals.next().await;
+                    tracing::warn!(signal = name, "second signal, ending at once");
+                    std::process::exit(130);
+                });
+            }
+            () = ended.cancelled() => {}
+        }
+    });
+    let result = topology.stop();
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    Ok(result?)
+}
+
+/// A runtime for waiting only: stages have threads of their own.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
+}
+
+/// The signals that end a process in order.
+pub struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Listens from now on; needs a runtime.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// The next one's name.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! `search`: start, wait, list, show, delete.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::output::{show, table, write_out, Progress};
+use super::{connect, trials, Environment, Failure, Result};
+use crate::config::{nearest, Settings};
+use crate::features::range::{Range, Survey};
+use crate::features::survey;
+use crate::kafka::topics::{delete_groups, Declarations};
+use crate::kafka::transaction::TransactionalProducer;
+use crate::output::{EndState, Key, Kind, Measurement, Objective, Slot};
+use crate::train::checkpoint::{EpochSums, Manifest, Progress as TrialProgress};
+use crate::train::record::{TrialRecord, TRAINING_FORMAT};
+use crate::train::search::{initial_state, summary, Search};
+use crate::train::store::{self, Stored, Want, Written};
+use crate::train::trial::now_ms;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ID=$(sweepstream search start genres.toml)     freezes the range, writes one record for each trial
+  sweepstream search wait $ID                    until all trials have ended
+  sweepstream search show $ID                    the leaderboard
+  sweepstream search delete $ID                  its trials, output and groups")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Freeze the features as they are now and share out a search's trials; prints the search's id
+    Start {
+        /// Search file (TOML)
+        file: PathBuf,
+    },
+    /// Wait until all trials have ended; fails unless all finished or were pruned
+    Wait {
+        /// Search id
+        id: String,
+    },
+    /// List searches
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a search's leaderboard
+    Show {
+        /// Search id
+        id: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a search: its trials, their output and their groups
+    Delete {
+        /// Search id
+        id: String,
+    },
+}
+
+pub fn run(environment: &Environment, arguments: Arguments) -> Result {
+    connect(environment)?;
+    let settings = &environment.settings;
+    match arguments.command {
+        Command::Start { file } => {
+            let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+            let started = start(settings, &text, file.parent().unwrap_or(Path::new(".")))
+                .map_err(|failure| Failure { error: failure.error.context(file.display().to_string()), ..failure })?;
+            Ok(write_out(&started.id)?)
+        }
+        Command::Wait { id } => wait(settings, &id),
+        Command::List { json } => {
+            let searches = searches(&store::trials(settings)?);
+            Ok(show(json, &searches, || list(&searches))?)
+        }
+        Command::Show { id, json } => {
+            let board = leaderboard(settings, &id)?;
+            Ok(show(json, &board, || board.text())?)
+        }
+        Command::Delete { id } => delete(settings, &id),
+    }
+}
+
+/// A search that was started.
+pub struct Started {
+    /// Its id.
+    pub id: String,
+    /// Its trials.
+    pub trials: Vec<TrialRecord>,
+    /// What the range holds.
+    pub survey: Survey,
+}
+
+/// Starts a search from the text of its file; paths in it are relative to `folder`.
+///
+/// # Errors
+/// Whatever is wrong with the file or with the features, before anything is written.
+pub fn start(settings: &Settings, text: &str, folder: &Path) -> Result<Started> {
+    let mut search = Search::parse(text)?;
+    let _ = Declarations::load(settings)?.create_missing(settings)?;
+    let topic = search.topic.clone().unwrap_or_else(|| settings.topics.features.clone());
+    let (range, survey) = survey::capture(settings, &topic, search.rows_max, search.validation, |_| {})?;
+    for warning in search.fit_to(&topic, &survey)? {
+        tracing::warn!("{warning}");
+    }
+    let suffix = uuid::Uuid::new_v4().simple().to_string();
+    let id = format!("{}-{}", search.name, &suffix[..6]);
+    let trials = records(&search, &id, &range, &survey);
+    let partitions = crate::kafka::offsets::Watermarks::new(settings)?.partitions(&settings.topics.trials)?;
+    let states = trials
+        .iter()
+        .zip(&search.trials)
+        .map(|(record, configuration)| match &configuration.initial_weights {
+            None => Ok(None),
+            Some(file) => initial(record, &folder.join(file)).map(Some),
+        })
+        .collect::<anyhow::Result<Vec<Option<Vec<u8>>>>>()?;
+    let mut written = Vec::new();
+    for (record, state) in trials.iter().zip(&states) {
+        let partition = store::partition_of(&id, record.number, partitions);
+        if let Some(state) = state {
+            let manifest = Manifest::seal(record, 0, nothing_done(&range), state);
+            written.extend(Written::checkpoint(&manifest, Slot::Initial, state).into_iter().map(|w| (partition, w)));
+        }
+        written.push((partition, Written::trial(record)));
+    }
+    store::publish(settings, &written)?;
+    tracing::info!(search = %id, trials = trials.len(), records = range.records(), labels = survey.labels.len(), dim = survey.dim, "search started");
+    Ok(Started { id, trials, survey })
+}
+
+fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<TrialRecord> {
+    let count = search.trials.len();
+    let width = (count - 1).to_string().len().max(2);
+    let place = |partition: &crate::features::range::PartitionRange| partition.partition;
+    let created_ms = now_ms();
+    (0_u32..)
+        .zip(&search.trials)
+        .map(|(number, configuration)| TrialRecord {
+            search: id.to_owned(),
+            trial: format!("{id}-{number:0width$}"),
+            number,
+            trials: u32::try_from(count).unwrap_or(u32::MAX),
+            model: configuration.model,
+            parameters: configuration.parameters.clone(),
+            objective: search.objective,
+            seed: search.seed,
+            topic: range.topic.clone(),
+            range: range.partitions.iter().map(|p| (place(p), (p.start, p.end))).collect(),
+            records: range.partitions.iter().map(|p| (place(p), p.records)).collect(),
+            digests: range.partitions.iter().map(|p| (place(p), p.digest.clone())).collect(),
+            labels: survey.labels.keys().cloned().collect(),
+            rows_max: search.rows_max,
+            dim: survey.dim,
+            training_format: TRAINING_FORMAT,
+            initial: configuration.initial_weights.is_some(),
+            created_ms,
+            attempt: 0,
+            stop: false,
+            outcome: None,
+        })
+        .collect()
+}
+
+fn initial(record: &TrialRecord, file: &Path) -> anyhow::Result<Vec<u8>> {
+    let named = || format!("initial_weights {} for trial number {}", file.display(), record.number);
+    let weights = std::fs::read(file).with_context(named)?;
+    initial_state(record.model_spec(), record.optimizer_spec(), record.seed, record.number, &weights).with_context(named)
+}
+
+fn nothing_done(range: &Range) -> TrialProgress {
+    TrialProgress {
+        epoch: 0,
+        step: 0,
+        records: 0,
+        position: crate::features::replay::Position::start(range),
+        taken: 0,
+        sums: EpochSums::default(),
+        best: None,
+    }
+}
+
+fn wait(settings: &Settings, id: &str) -> Result {
+    let known = of_search(settings, id)?;
+    let total = known.len() as u64;
+    let mut progress = Progress::new(format!("search {id}"), "trials ended", total);
+    let mut ends: BTreeMap<String, EndState> = BTreeMap::new();
+    store::follow(settings, &known, |trials| {
+        ends = trials
+            .iter()
+            .filter_map(|(trial, stored)| Some((trial.clone(), stored.record.outcome.as_ref()?.state)))
+            .collect();
+        progress.set(ends.len() as u64, "");
+        // A deleted trial never ends.
+        ends.len() < trials.len()
+    })?;
+    progress.finish();
+    let bad: Vec<String> = ends
+        .iter()
+        .filter(|(_, state)| !matches!(state, EndState::Finished | EndState::Pruned))
+        .map(|(trial, state)| format!("{trial} {}", state.name()))
+        .collect();
+    if bad.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("not all trials finished: {}; `sweepstream trials list --search {id}` says why", bad.join(", ")).into())
+}
+
+/// The trials of a search, by number.
+fn of_search(settings: &Settings, id: &str) -> Result<Vec<Stored>> {
+    let all = store::trials(settings)?;
+    let mut chosen: Vec<Stored> = all.values().filter(|stored| stored.record.search == id).cloned().collect();
+    if chosen.is_empty() {
+        let known = searches(&all);
+        let ids: Vec<&str> = known.iter().map(|search| search.search.as_str()).collect();
+        let hint = nearest(id, &ids).map_or_else(|| "`sweepstream search list` shows them".into(), |near| format!("did you mean `{near}`?"));
+        return Err(Failure::usage(format!("there is no search `{id}`; {hint}")));
+    }
+    chosen.sort_by_key(|stored| stored.record.number);
+    Ok(chosen)
+}
+
+/// A search in a list.
+#[derive(Debug, Serialize)]
+struct Listed {
+    search: String,
+    trials: usize,
+    ended: usize,
+    created_ms: u64,
+    objective: &'static str,
+    best: Option<f64>,
+}
+
+fn searches(trials: &BTreeMap<String, Stored>) -> Vec<Listed> {
+    let mut by_search: BTreeMap<&str, Vec<&TrialRecord>> = BTreeMap::new();
+    for stored in trials.values() {
+        by_search.entry(&stored.record.search).or_default().push(&stored.record);
+    }
+    let listed = |(search, records): (&str, Vec<&TrialRecord>)| {
+        let objective = records.first().map_or(Objective::Loss, |record| record.objective);
+        let outcomes = || records.iter().filter_map(|record| record.outcome.as_ref());
+        let best = outcomes().filter_map(|outcome| outcome.best.as_ref()).min_by(|a, b| objective.compare(a, b));
+        Listed {
+            search: search.to_owned(),
+            trials: records.len(),
+            ended: outcomes().count(),
+            created_ms: records.iter().map(|record| record.created_ms).min().unwrap_or(0),
+            objective: objective.name(),
+            best: best.and_then(|best| objective.value(best)),
+        }
+    };
+    let mut searches: Vec<Listed> = by_search.into_iter().map(listed).collect();
+    searches.sort_by_key(|search| search.created_ms);
+    searches
+}
+
+fn list(searches: &[Listed]) -> String {
+    let rows: Vec<Vec<String>> = searches
+        .iter()
+        .map(|search| {
+            vec![
+                search.search.clone(),
+                search.trials.to_string(),
+                search.ended.to_string(),
+                search.objective.to_owned(),
+                search.best.map_or_else(|| "-".into(), |best| format!("{best:.4}")),
+            ]
+        })
+        .collect();
+    table(&["search", "trials", "ended", "objective", "best"], &rows)
+}
+
+/// A search's trials, best first.
+#[derive(Debug, Serialize)]
+pub struct Leaderboard {
+    /// Search id.
+    pub search: String,
+    /// What it goes by.
+    pub objective: &'static str,
+    /// Records of the frozen range.
+    pub records: u64,
+    /// Best first; trials without a measurement last.
+    pub trials: Vec<Entry>,
+}
+
+/// One line of a leaderboard.
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    /// From 1.
+    pub rank: usize,
+    /// Trial id.
+    pub trial: String,
+    /// Number in the search.
+    pub number: u32,
+    /// Model's name.
+    pub model: &'static str,
+    /// How it ended, or `open`.
+    pub state: &'static str,
+    /// Why it ended so.
+    pub reason: Option<String>,
+    /// Epochs done.
+    pub epochs: u64,
+    /// What distinguishes it.
+    pub parameters: BTreeMap<&'static str, String>,
+    /// Its best measurement.
+    pub best: Option<Measurement>,
+    /// Of its final weights.
+    pub weights_sha256: Option<String>,
+}
+
+/// Reads a search's results, of running trials, too.
+///
+/// # Errors
+/// When there is no such search, or Kafka fails.
+pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
+    let stored = of_search(settings, id)?;
+    let places = stored.iter().map(|stored| (stored.record.trial.clone(), stored.partition)).collect();
+    let mut output = store::output(settings, &places, Want::Measurements)?;
+    let objective = stored.first().map_or(Objective::Loss, |stored| stored.record.objective);
+    let records = stored.first().map_or(0, |stored| stored.record.range().records());
+    let mut trials: Vec<Entry> = stored
+        .into_iter()
+        .map(|Stored { record, .. }| {
+            let measured = output.remove(&record.trial).unwrap_or_default().measurements;
+            let best = match &record.outcome {
+                Some(outcome) => outcome.best.clone(),
+                None => measured.values().min_by(|a, b| objective.compare(a, b)).cloned(),
+            };
+            let last = measured.keys().next_back().map_or(0, |&(epoch, _)| epoch);
+            Entry {
+                rank: 0,
+                number: record.number,
+                model: record.model.name(),
+                state: trials::state(&record),
+                reason: record.outcome.as_ref().and_then(|outcome| outcome.reason.clone()),
+                epochs: record.outcome.as_ref().map_or(last, |outcome| outcome.epochs),
+                parameters: summary(record.model, &record.parameters),
+                best,
+                weights_sha256: record.outcome.as_ref().and_then(|outcome| outcome.weights_sha256.clone()),
+                trial: record.trial,
+            }
+        })
+        .collect();
+    trials.sort_by(|a, b| match (&a.best, &b.best) {
+        (Some(a), Some(b)) => objective.compare(a, b),
+        (a, b) => b.is_some().cmp(&a.is_some()),
+    });
+    for (i, trial) in trials.iter_mut().enumerate() {
+        trial.rank = i + 1;
+    }
+    Ok(Leaderboard { search: id.to_owned(), objective: objective.name(), records, trials })
+}
+
+impl Leaderboard {
+    /// As a table.
+    pub fn text(&self) -> String {
+        let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.4}"));
+        let rows: Vec<Vec<String>> = self
+            .trials
+            .iter()
+            .map(|entry| {
+                let best = entry.best.as_ref();
+                let parameter = |key: &str| entry.parameters.get(key).cloned().unwrap_or_else(|| "-".into());
+                vec![
+                    entry.rank.to_string(),
+                    entry.trial.clone(),
+                    entry.model.to_owned(),
+                    parameter("shape"),
+                    parameter("learning_rate"),
+                    parameter("batch_size"),
+                    entry.state.to_owned(),
+                    entry.epochs.to_string(),
+                    number(best.and_then(|best| best.validation_accuracy)),
+                    number(best.and_then(|best| best.validation_macro_f1)),
+                    number(best.and_then(|best| best.validation_loss)),
+                    number(best.and_then(|best| best.loss)),
+                ]
+            })
+            .collect();
+        let headings =
+            ["#", "trial", "model", "shape", "rate", "batch", "state", "epochs", "accuracy", "macro f1", "val. loss", "loss"];
+        format!("search {} over {} records, by {}\n{}", self.search, self.records, self.objective, table(&headings, &rows))
+    }
+}
+
+fn delete(settings: &Settings, id: &str) -> Result {
+    let stored = of_search(settings, id)?;
+    let places: BTreeMap<String, i32> =
+        stored.iter().map(|stored| (stored.record.trial.clone(), stored.partition)).collect();
+    let mut deleted = 0;
+    for (trial, partition) in &places {
+        // Taking over its transactional id first: whoever runs it can publish nothing after this.
+        let mut producer = TransactionalProducer::new(settings, &settings.trial_group(trial), 1_048_588)?;
+        let one = BTreeMap::from([(trial.clone(), *partition)]);
+        let output = store::output(settings, &one, Want::Checkpoints)?.remove(trial).unwrap_or_default();
+        let mut transaction = producer.begin()?;
+        for key in output.keys(trial) {
+            let kind = match key {
+                Key::Measurement { .. } => Kind::Measurement,
+                Key::Outcome { .. } => Kind::Outcome,
+                Key::Chunk { .. } => Kind::CheckpointChunk,
+                Key::Manifest { .. } => Kind::CheckpointManifest,
+            };
+            Written::Output(key.to_string(), kind, None).send(settings, &mut transaction, *partition)?;
+            deleted += 1;
+        }
+        Written::Trial(trial.clone(), None).send(settings, &mut transaction, *partition)?;
+        transaction.commit()?;
+    }
+    let groups: Vec<String> = places.keys().map(|trial| settings.trial_group(trial)).collect();
+    delete_groups(settings, &groups)?;
+    eprintln!("deleted {} trials of search `{id}`, {deleted} records of their output, and their groups", places.len());
+    Ok(())
+}

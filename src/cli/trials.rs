@@ -1,0 +1,121 @@
+//! `trials`: list, stop, restart.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+
+use super::output::{show, table};
+use super::{connect, Environment, Failure, Result};
+use crate::config::{nearest, Settings};
+use crate::kafka::transaction::TransactionalProducer;
+use crate::train::record::TrialRecord;
+use crate::train::search::summary;
+use crate::train::store::{self, Stored, Written};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sweepstream trials list --search genres-1a2b3c
+  sweepstream trials stop genres-1a2b3c-04       checkpoints it and ends it as `stopped`
+  sweepstream trials restart genres-1a2b3c-04    begins it anew, from first weights")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List trials with their state
+    List {
+        /// Only trials of this search
+        #[arg(long, value_name = "ID")]
+        search: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask a trial to stop at its next step
+    Stop {
+        /// Trial id
+        trial: String,
+    },
+    /// Begin a trial anew, whatever its state
+    Restart {
+        /// Trial id
+        trial: String,
+    },
+}
+
+pub fn run(environment: &Environment, arguments: Arguments) -> Result {
+    connect(environment)?;
+    let settings = &environment.settings;
+    match arguments.command {
+        Command::List { search, json } => {
+            let mut trials = store::trials(settings)?;
+            trials.retain(|_, stored| search.as_ref().is_none_or(|search| stored.record.search == *search));
+            let records: Vec<&TrialRecord> = trials.values().map(|stored| &stored.record).collect();
+            Ok(show(json, &records, || list(&records))?)
+        }
+        Command::Stop { trial } => {
+            let mut stored = find(settings, &trial)?;
+            if let Some(outcome) = &stored.record.outcome {
+                eprintln!("trial `{trial}` has ended already: {}", outcome.state.name());
+                return Ok(());
+            }
+            stored.record.stop = true;
+            store::publish(settings, &[(stored.partition, Written::trial(&stored.record))])?;
+            eprintln!("trial `{trial}` will stop at its next step");
+            Ok(())
+        }
+        Command::Restart { trial } => {
+            let stored = find(settings, &trial)?;
+            let record = TrialRecord { attempt: stored.record.attempt + 1, stop: false, outcome: None, ..stored.record };
+            // Taking over its transactional id first: whoever runs the old attempt can publish nothing after this.
+            let mut producer = TransactionalProducer::new(settings, &settings.trial_group(&trial), 1_048_588)?;
+            let mut transaction = producer.begin()?;
+            Written::trial(&record).send(settings, &mut transaction, stored.partition)?;
+            transaction.commit()?;
+            eprintln!("trial `{trial}` begins anew (attempt {})", record.attempt);
+            Ok(())
+        }
+    }
+}
+
+fn list(records: &[&TrialRecord]) -> String {
+    let rows: Vec<Vec<String>> = records
+        .iter()
+        .map(|record| {
+            let parameters: Vec<String> = summary(record.model, &record.parameters)
+                .into_iter()
+                .filter(|(key, _)| *key != "model")
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            let reason = record.outcome.as_ref().and_then(|outcome| outcome.reason.clone()).unwrap_or_default();
+            vec![record.trial.clone(), record.model.name().into(), state(record).into(), parameters.join(" "), reason]
+        })
+        .collect();
+    table(&["trial", "model", "state", "parameters", "reason"], &rows)
+}
+
+/// What `trials` says of a trial; whether it runs just now only its process knows.
+pub fn state(record: &TrialRecord) -> &'static str {
+    match &record.outcome {
+        Some(outcome) => outcome.state.name(),
+        None if record.stop => "stopping",
+        None => "open",
+    }
+}
+
+/// A trial by its id.
+///
+/// # Errors
+/// When there is none, with the nearest id.
+pub fn find(settings: &Settings, id: &str) -> Result<Stored> {
+    let mut trials: BTreeMap<String, Stored> = store::trials(settings)?;
+    if let Some(stored) = trials.remove(id) {
+        return Ok(stored);
+    }
+    let ids: Vec<&str> = trials.keys().map(String::as_str).collect();
+    let hint = nearest(id, &ids).map_or_else(|| "`sweepstream trials list` shows them".into(), |near| format!("did you mean `{near}`?"));
+    Err(Failure::usage(format!("there is no trial `{id}`; {hint}")))
+}

@@ -1,0 +1,685 @@
+//! Typed settings: defaults < file < environment < flags, checked once.
+//!
+//! A key that is not a setting is refused with the nearest one that is, and so is a combination that would
+//! break a promise later. What passes here needs no further checks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::error::Kind;
+use figment::providers::{Format, Serialized, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Prefix of every environment variable that is a setting: `SWEEPSTREAM_<SECTION>__<KEY>`.
+pub const ENV_PREFIX: &str = "SWEEPSTREAM_";
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A key that no section knows.
+    #[error("unknown setting `{key}` in {place}{hint}")]
+    UnknownKey {
+        /// Full path of the key.
+        key: String,
+        /// File or environment.
+        place: String,
+        /// `; did you mean …`, or what is allowed.
+        hint: String,
+    },
+    /// A value of the wrong type or outside its range.
+    #[error("setting `{key}` in {place}: {message}")]
+    Invalid {
+        /// Full path of the key.
+        key: String,
+        /// File or environment.
+        place: String,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// Two settings that do not go together.
+    #[error("{0}")]
+    Relation(String),
+    /// The settings file cannot be read.
+    #[error("cannot read the settings file {path}: {source}")]
+    File {
+        /// The file that was named.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// All settings of a process.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Prefix of group and transactional ids; two applications on one cluster need two.
+    pub application_id: String,
+    /// How to reach the cluster.
+    pub kafka: Kafka,
+    /// Topic names, and where their declarations are.
+    pub topics: Topics,
+    /// What a record of `texts` looks like.
+    pub input: Input,
+    /// The embed stage.
+    pub embed: Embed,
+    /// The train stage.
+    pub train: Train,
+    /// Metrics, health and the API.
+    pub http: Http,
+    /// Starting and stopping.
+    pub run: Run,
+    /// What is logged.
+    pub log: Log,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            application_id: "sweepstream".into(),
+            kafka: Kafka::default(),
+            topics: Topics::default(),
+            input: Input::default(),
+            embed: Embed::default(),
+            train: Train::default(),
+            http: Http::default(),
+            run: Run::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// The cluster and how clients speak to it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kafka {
+    /// `host:port`, several separated by commas.
+    pub bootstrap_servers: String,
+    /// `classic` (cooperative-sticky) or `consumer` (KIP-848).
+    pub group_protocol: GroupProtocol,
+    /// How long a silent member keeps its partitions (classic protocol; KIP-848 takes the broker's).
+    #[serde(with = "humantime_serde")]
+    pub session_timeout: Duration,
+    /// How long Kafka waits for the rest of a transaction before it aborts it.
+    #[serde(with = "humantime_serde")]
+    pub transaction_timeout: Duration,
+    /// How long a start waits for the cluster before it gives up with exit code 69.
+    #[serde(with = "humantime_serde")]
+    pub start_timeout: Duration,
+    /// A stable name for this instance (static membership); also makes its transactional id stable.
+    pub group_instance_id: Option<String>,
+    /// Any librdkafka property, such as `security.protocol`; `<property>.file` reads the value from a file.
+    #[serde(deserialize_with = "flattened_properties")]
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for Kafka {
+    fn default() -> Self {
+        Self {
+            bootstrap_servers: "localhost:9092".into(),
+            group_protocol: GroupProtocol::Classic,
+            session_timeout: Duration::from_secs(6),
+            transaction_timeout: Duration::from_secs(10),
+            start_timeout: Duration::from_secs(15),
+            group_instance_id: None,
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// Which group protocol members speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupProtocol {
+    /// Client-side assignment with the cooperative-sticky assignor.
+    Classic,
+    /// KIP-848: the broker assigns.
+    Consumer,
+}
+
+/// Topic names.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Topics {
+    /// A folder of `*.toml` declarations that replaces the ones compiled in.
+    pub dir: Option<PathBuf>,
+    /// Input text.
+    pub texts: String,
+    /// Embedding matrices.
+    pub features: String,
+    /// Input that could not be embedded.
+    pub dead_letters: String,
+    /// What to train, and who trains it.
+    pub trials: String,
+    /// Measurements, outcomes and checkpoints.
+    pub output: String,
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            texts: "texts".into(),
+            features: "features".into(),
+            dead_letters: "dead-letters".into(),
+            trials: "trials".into(),
+            output: "output".into(),
+        }
+    }
+}
+
+/// What the value of an input record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InputFormat {
+    /// The value is UTF-8 text; the label is a header.
+    Plain,
+    /// The value is a JSON object.
+    Json,
+}
+
+/// How input records are read.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Input {
+    /// Never guessed.
+    pub format: InputFormat,
+    /// JSON: the field with the text.
+    pub text_field: String,
+    /// JSON: the field with the label; a `label` header is used where it is absent.
+    pub label_field: String,
+    /// JSON: the field that becomes the key of a record that has none.
+    pub id_field: String,
+    /// Longer texts are dead letters.
+    pub text_bytes_max: NonZeroUsize,
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self {
+            format: InputFormat::Plain,
+            text_field: "text".into(),
+            label_field: "label".into(),
+            id_field: "id".into(),
+            text_bytes_max: nonzero(1024 * 1024),
+        }
+    }
+}
+
+/// What one row of a matrix stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rows {
+    /// The mean of a word's pieces.
+    Word,
+    /// One word piece.
+    Token,
+}
+
+/// Number format of a matrix in `features`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MatrixDtype {
+    /// Half precision, rounded to nearest even.
+    F16,
+    /// As the model computes.
+    F32,
+}
+
+/// The embed stage.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Embed {
+    /// A folder below `models/` of the parts folder.
+    pub model: String,
+    /// A folder with `model.onnx` and the tokenizer, instead of one in the parts folder.
+    pub model_dir: Option<PathBuf>,
+    /// What a row is.
+    pub rows: Rows,
+    /// Number format of the rows.
+    pub dtype: MatrixDtype,
+    /// Tokens kept of a text, [CLS] and [SEP] included.
+    pub max_length: NonZeroUsize,
+    /// Tokens of one inference call, padding included.
+    pub max_batch_tokens: NonZeroUsize,
+    /// Texts sorted together and committed together, at most.
+    pub chunk_texts: NonZeroUsize,
+    /// Tokens sorted together and committed together, at most.
+    pub chunk_tokens: NonZeroUsize,
+    /// Inference sessions side by side; the default is one for each core up to two.
+    pub sessions: Option<NonZeroUsize>,
+    /// Threads of each session; the default shares the cores out.
+    pub threads: Option<NonZeroUsize>,
+    /// Embed from the log's start when the group's offsets are gone and cannot be recovered.
+    pub from_start: bool,
+}
+
+impl Default for Embed {
+    fn default() -> Self {
+        Self {
+            model: "all-minilm-l6-v2".into(),
+            model_dir: None,
+            rows: Rows::Word,
+            dtype: MatrixDtype::F16,
+            max_length: nonzero(256),
+            max_batch_tokens: nonzero(512),
+            chunk_texts: nonzero(1024),
+            chunk_tokens: nonzero(32 * 1024),
+            sessions: None,
+            threads: None,
+            from_start: false,
+        }
+    }
+}
+
+impl Embed {
+    /// Inference sessions and threads of each, after defaults: together never more than the cores.
+    pub fn sessions_and_threads(&self) -> (usize, usize) {
+        let cores = cores();
+        let sessions = self.sessions.map_or(cores.min(2), NonZeroUsize::get);
+        let threads = self.threads.map_or((cores / sessions).max(1), NonZeroUsize::get);
+        (sessions, threads)
+    }
+}
+
+/// The train stage.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// Trials at once in this process; the default is one for each core.
+    pub parallel: Option<NonZeroUsize>,
+    /// A trial is checkpointed at least this often, and at the end of each epoch.
+    #[serde(with = "humantime_serde")]
+    pub checkpoint_interval: Duration,
+    /// Validation records kept in memory between epochs, at most; beyond it they are read again.
+    pub validation_cache_bytes: usize,
+    /// Bytes librdkafka may hold ready for one trial's reader.
+    pub fetch_bytes_max: NonZeroUsize,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            parallel: None,
+            checkpoint_interval: Duration::from_secs(10),
+            validation_cache_bytes: 64 * 1024 * 1024,
+            fetch_bytes_max: nonzero(32 * 1024 * 1024),
+        }
+    }
+}
+
+impl Train {
+    /// Trials at once, after the default.
+    pub fn parallel(&self) -> usize {
+        self.parallel.map_or_else(cores, NonZeroUsize::get)
+    }
+}
+
+/// The HTTP endpoint.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// `host:port`. Unset: 127.0.0.1:9464, or the next free port.
+    pub address: Option<String>,
+}
+
+/// Stopping.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// How long a stop may take to finish what is in flight.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// How often a stage that failed is built anew before the process gives up with exit code 70.
+    pub rebuilds_max: NonZeroU32,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            drain_timeout: Duration::from_secs(15),
+            rebuilds_max: NonZeroU32::new(5).expect("five is not zero"),
+        }
+    }
+}
+
+/// Logging.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A level, or directives such as `info,rdkafka=debug`.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into() }
+    }
+}
+
+impl Settings {
+    /// Layers defaults, the file (when given), the environment and `flags`, then checks relations.
+    ///
+    /// # Errors
+    /// Names the first key that is unknown, has a wrong value, or does not fit another.
+    pub fn load(file: Option<&Path>, flags: Dict) -> Result<Self, Error> {
+        Self::layered(file, std::env::vars(), flags)
+    }
+
+    /// [`Settings::load`] over an explicit environment.
+    pub fn layered(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: Dict,
+    ) -> Result<Self, Error> {
+        let mut figment = Figment::from(Serialized::defaults(Settings::default()));
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| Error::File { path: path.to_path_buf(), source })?;
+            figment = figment.merge(Named {
+                name: path.display().to_string(),
+                dict: Toml::string(&text)
+                    .data()
+                    .map_err(|error| from_figment(error, &path.display().to_string()))?
+                    .remove(&Profile::Default)
+                    .unwrap_or_default(),
+            });
+        }
+        let dict = environment_dict(environment)?;
+        figment = figment.merge(Named { name: "the environment".into(), dict });
+        figment = figment.merge(Named { name: "the command line".into(), dict: flags });
+        let mut settings: Settings = figment.extract().map_err(|error| from_figment(error, "the settings"))?;
+        settings.read_property_files()?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The effective settings as TOML, secrets replaced.
+    pub fn redacted_toml(&self) -> String {
+        let mut shown = self.clone();
+        for (name, value) in &mut shown.kafka.properties {
+            if is_secret(name) {
+                *value = "(redacted)".into();
+            }
+        }
+        toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+
+    /// Group of the embed stage.
+    pub fn embed_group(&self) -> String {
+        format!("{}.embed", self.application_id)
+    }
+
+    /// Group that shares trials out.
+    pub fn train_group(&self) -> String {
+        format!("{}.train", self.application_id)
+    }
+
+    /// Group of one trial; its transactional id has the same name.
+    pub fn trial_group(&self, trial: &str) -> String {
+        format!("{}.trial.{trial}", self.application_id)
+    }
+
+    fn read_property_files(&mut self) -> Result<(), Error> {
+        let files: Vec<(String, String)> = self
+            .kafka
+            .properties
+            .iter()
+            .filter_map(|(name, path)| Some((name.strip_suffix(".file")?.to_owned(), path.clone())))
+            .collect();
+        for (name, path) in files {
+            let value = std::fs::read_to_string(&path).map_err(|error| Error::Invalid {
+                key: format!("kafka.properties.{name}.file"),
+                place: path.clone(),
+                message: error.to_string(),
+            })?;
+            let _ = self.kafka.properties.remove(&format!("{name}.file"));
+            let _ = self.kafka.properties.insert(name, value.trim_end_matches(['\r', '\n']).to_owned());
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let relation = |holds: bool, message: String| if holds { Ok(()) } else { Err(Error::Relation(message)) };
+        for (key, value) in [
+            ("application_id", &self.application_id),
+            ("kafka.bootstrap_servers", &self.kafka.bootstrap_servers),
+            ("topics.texts", &self.topics.texts),
+            ("topics.features", &self.topics.features),
+            ("topics.dead_letters", &self.topics.dead_letters),
+            ("topics.trials", &self.topics.trials),
+            ("topics.output", &self.topics.output),
+            ("embed.model", &self.embed.model),
+        ] {
+            relation(!value.trim().is_empty(), format!("setting `{key}` is empty"))?;
+        }
+        let names = self.topics.names();
+        for (i, (key, name)) in names.iter().enumerate() {
+            if let Some((other, _)) = names[..i].iter().find(|(_, earlier)| earlier == name) {
+                return Err(Error::Relation(format!(
+                    "settings `topics.{other}` and `topics.{key}` both name the topic `{name}`; each needs its own"
+                )));
+            }
+        }
+        let (session, transaction) = (self.kafka.session_timeout, self.kafka.transaction_timeout);
+        relation(
+            (Duration::from_secs(1)..=Duration::from_secs(1800)).contains(&session),
+            format!("setting `kafka.session_timeout` is {session:?}; it must lie between 1s and 30m"),
+        )?;
+        relation(
+            (Duration::from_secs(2)..=Duration::from_secs(900)).contains(&transaction),
+            format!("setting `kafka.transaction_timeout` is {transaction:?}; it must lie between 2s and 15m, the broker's own limit"),
+        )?;
+        relation(
+            self.train.checkpoint_interval > Duration::ZERO,
+            "setting `train.checkpoint_interval` must be longer than zero".into(),
+        )?;
+        relation(
+            self.embed.max_length.get() >= 3,
+            format!(
+                "setting `embed.max_length` is {}; [CLS] and [SEP] take two, so it must be at least 3",
+                self.embed.max_length
+            ),
+        )?;
+        relation(
+            self.embed.max_batch_tokens >= self.embed.max_length,
+            format!(
+                "setting `embed.max_batch_tokens` ({}) is below `embed.max_length` ({}), so the longest text would fit in no batch; raise the first or lower the second",
+                self.embed.max_batch_tokens, self.embed.max_length
+            ),
+        )?;
+        relation(
+            self.embed.chunk_tokens >= self.embed.max_batch_tokens,
+            format!(
+                "setting `embed.chunk_tokens` ({}) is below `embed.max_batch_tokens` ({}); raise the first or lower the second",
+                self.embed.chunk_tokens, self.embed.max_batch_tokens
+            ),
+        )?;
+        for name in self.kafka.properties.keys() {
+            if let Some(instead) = reserved_property(name) {
+                return Err(Error::Relation(format!(
+                    "setting `kafka.properties.\"{name}\"` is not free: sweepstream's promises rest on it; {instead}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Topics {
+    /// `(key, name)` of each topic, in the order in which data flows.
+    pub fn names(&self) -> [(&'static str, &str); 5] {
+        [
+            ("texts", &self.texts),
+            ("features", &self.features),
+            ("dead_letters", &self.dead_letters),
+            ("trials", &self.trials),
+            ("output", &self.output),
+        ]
+    }
+}
+
+/// Cores this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+fn nonzero(value: usize) -> NonZeroUsize {
+    NonZeroUsize::new(value).expect("defaults are not zero")
+}
+
+/// Is the value of this librdkafka property something nobody should read in a log?
+fn is_secret(name: &str) -> bool {
+    ["password", "secret", "token", ".pem", "jaas", "credential", "oauthbearer.config"].iter().any(|part| name.contains(part))
+}
+
+/// Properties that promises rest on, and what to set instead.
+fn reserved_property(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "bootstrap.servers" | "metadata.broker.list" => "set `kafka.bootstrap_servers`",
+        "group.id" | "transactional.id" | "client.id" => "set `application_id`",
+        "group.protocol" | "partition.assignment.strategy" => "set `kafka.group_protocol`",
+        "group.instance.id" => "set `kafka.group_instance_id`",
+        "session.timeout.ms" => "set `kafka.session_timeout`",
+        "transaction.timeout.ms" => "set `kafka.transaction_timeout`",
+        "isolation.level" | "auto.offset.reset" | "enable.auto.commit" | "enable.auto.offset.store"
+        | "enable.idempotence" | "enable.partition.eof" | "acks" | "request.required.acks"
+        | "max.in.flight.requests.per.connection" | "max.in.flight" => "remove it",
+        _ => return None,
+    })
+}
+
+/// A provider with a name of its own, so that errors can say where a value came from.
+struct Named {
+    name: String,
+    dict: Dict,
+}
+
+impl Provider for Named {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.dict.clone()))
+    }
+}
+
+/// Sections and keys that are read from the environment without `__` in their name.
+const TOP_LEVEL: &[&str] = &["application_id"];
+/// Variables of ours that are not settings.
+const NOT_SETTINGS: &[&str] = &["config", "parts", "peers"];
+
+fn environment_dict(environment: impl IntoIterator<Item = (String, String)>) -> Result<Dict, Error> {
+    let mut dict = Dict::new();
+    for (name, value) in environment {
+        let Some(key) = name.strip_prefix(ENV_PREFIX) else { continue };
+        let key = key.to_ascii_lowercase();
+        let path: Vec<&str> = key.split("__").collect();
+        match path.as_slice() {
+            // Container platforms inject variables such as SWEEPSTREAM_SERVICE_HOST: only near misses are refused.
+            [single] if NOT_SETTINGS.contains(single) => {}
+            [single] if TOP_LEVEL.contains(single) => insert(&mut dict, &path, Value::from(value)),
+            [single] => {
+                if let Some(near) = nearest(single, TOP_LEVEL) {
+                    return Err(Error::UnknownKey {
+                        key: name.clone(),
+                        place: "the environment".into(),
+                        hint: format!("; did you mean `{ENV_PREFIX}{}`?", near.to_ascii_uppercase()),
+                    });
+                }
+            }
+            // Secrets must arrive as they are: "007" stays "007".
+            ["kafka", "properties", property] => {
+                insert(&mut dict, &["kafka", "properties", &property.replace('_', ".")], Value::from(value));
+            }
+            _ => insert(&mut dict, &path, value.parse().unwrap_or_else(|never| match never {})),
+        }
+    }
+    Ok(dict)
+}
+
+fn insert(dict: &mut Dict, path: &[&str], value: Value) {
+    match path {
+        [] => {}
+        [last] => {
+            let _ = dict.insert((*last).to_owned(), value);
+        }
+        [first, rest @ ..] => {
+            let entry = dict.entry((*first).to_owned()).or_insert_with(|| Value::from(Dict::new()));
+            if let Value::Dict(_, inner) = entry {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// The candidate that a typing mistake most likely meant.
+pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    candidates
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), *candidate))
+        .filter(|(distance, candidate)| *distance <= 3.min(candidate.len() / 2).max(1))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+fn from_figment(error: figment::Error, fallback: &str) -> Error {
+    let place = error.metadata.as_ref().map_or_else(|| fallback.to_owned(), |metadata| metadata.name.to_string());
+    let path = error.path.join(".");
+    match &error.kind {
+        Kind::UnknownField(field, known) => {
+            let section = path.strip_suffix(field.as_str()).unwrap_or(&path).trim_end_matches('.');
+            let dot = if section.is_empty() { "" } else { "." };
+            let hint = match nearest(field, known) {
+                Some(near) => format!("; did you mean `{section}{dot}{near}`?"),
+                None => format!("; known here: {}", known.join(", ")),
+            };
+            Error::UnknownKey { key: format!("{section}{dot}{field}"), place, hint }
+        }
+        kind => Error::Invalid {
+            key: if path.is_empty() { "(file)".into() } else { path },
+            place,
+            message: kind.to_string().trim_end().to_owned(),
+        },
+    }
+}
+
+/// Accepts `"sasl.password" = "x"` and `sasl.password = "x"` alike; numbers and booleans become text.
+fn flattened_properties<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    fn flatten(prefix: &str, value: serde_json::Value, into: &mut BTreeMap<String, String>) -> Result<(), String> {
+        let text = match value {
+            serde_json::Value::Object(map) => {
+                for (key, value) in map {
+                    let path = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+                    flatten(&path, value, into)?;
+                }
+                return Ok(());
+            }
+            serde_json::Value::String(text) => text,
+            serde_json::Value::Number(number) => number.to_string(),
+            serde_json::Value::Bool(flag) => flag.to_string(),
+            other => return Err(format!("property `{prefix}` has the value {other}; text, a number or a boolean is needed")),
+        };
+        let _ = into.insert(prefix.to_owned(), text);
+        Ok(())
+    }
+    let value = serde_json::Value::deserialize(deserializer)?;
+    let mut properties = BTreeMap::new();
+    flatten("", value, &mut properties).map_err(serde::de::Error::custom)?;
+    Ok(properties)
+}
+
+impl fmt::Display for GroupProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            GroupProtocol::Classic => "classic",
+            GroupProtocol::Consumer => "consumer",
+        })
+    }
+}

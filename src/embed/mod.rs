@@ -1,0 +1,62 @@
+//! The embed stage: texts → matrices, exactly once.
+//!
+//! ```text
+//!  source thread                 inference threads             commit thread
+//!  poll, read, tokenise ─chunks─► batches by length ─results─► transaction: matrices, dead letters, offsets
+//!        ▲      [3 in flight]                                        │
+//!        └────────────────────── chunk committed ────────────────────┘
+//! ```
+//!
+//! A chunk is what has arrived by the time the pipeline has room: one record when little comes, up to
+//! `embed.chunk_texts` under load. It is sorted by length inside and committed as a whole, in source order, by one
+//! transaction that is opened only when all its matrices are there.
+
+pub mod batch;
+mod commit;
+pub mod model;
+mod recover;
+mod source;
+pub mod stage;
+pub mod tokenize;
+
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use rdkafka::message::OwnedMessage;
+
+use crate::input::Invalid;
+use tokenize::Tokenized;
+
+/// Chunks between source and commit: one being inferred, one waiting, one being committed.
+const CHUNKS_IN_FLIGHT: usize = 3;
+
+/// A record of `texts` on its way through the stage.
+struct Record {
+    message: OwnedMessage,
+    /// Number of the assignment under which it was polled.
+    assignment: u64,
+    content: Result<Text, Invalid>,
+}
+
+/// A record that can be embedded.
+struct Text {
+    text: String,
+    label: Option<String>,
+    id: Option<Vec<u8>>,
+    tokenized: Tokenized,
+}
+
+/// Records that are committed together.
+struct Chunk {
+    /// In source order within each partition.
+    records: Arc<Vec<Record>>,
+    /// How many results will come.
+    batches: usize,
+    results: Receiver<BatchResult>,
+}
+
+/// Matrices of one inference call, and which records of the chunk they belong to.
+struct BatchResult {
+    indices: Vec<u32>,
+    matrices: Result<Vec<Vec<u8>>, model::Error>,
+}

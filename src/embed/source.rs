@@ -1,0 +1,269 @@
+//! The source thread: answers the group, takes records, reads and tokenises them, and forms chunks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, Sender};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use tokio_util::sync::CancellationToken;
+
+use super::stage::{Context, Error, InFlight, Job};
+use super::tokenize::TextTokenizer;
+use super::{batch, recover, Chunk, Record, Text, CHUNKS_IN_FLIGHT};
+use crate::input::{self, Invalid, LABEL_HEADER};
+use crate::kafka;
+use crate::kafka::consumer::{Member, Rebalance, Wake};
+
+/// Records taken from one partition before the next has its turn.
+const TURN_RECORDS: usize = 64;
+/// How long the thread sleeps when nothing happens.
+const IDLE: Duration = Duration::from_millis(100);
+/// How often lag is measured.
+const LAG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct Source<'c> {
+    context: &'c Context,
+    member: Member,
+    tokenizer: &'c TextTokenizer,
+    in_flight: InFlight,
+    wake: Wake,
+    failed: CancellationToken,
+    pending: Vec<Record>,
+    pending_tokens: usize,
+    /// Partitions owned, with the number of the assignment that brought each.
+    owned: BTreeMap<i32, u64>,
+}
+
+impl<'c> Source<'c> {
+    pub fn new(
+        context: &'c Context,
+        member: Member,
+        tokenizer: &'c TextTokenizer,
+        in_flight: InFlight,
+        wake: Wake,
+        failed: CancellationToken,
+    ) -> Self {
+        Self {
+            context,
+            member,
+            tokenizer,
+            in_flight,
+            wake,
+            failed,
+            pending: Vec::new(),
+            pending_tokens: 0,
+            owned: BTreeMap::new(),
+        }
+    }
+
+    /// Works until told to stop or the pipeline fails, then waits for what is in flight and leaves the group.
+    pub fn run(mut self, jobs: &Sender<Job>, chunks: &Sender<Chunk>) -> Result<(), Error> {
+        let result = self.work(jobs, chunks);
+        if result.is_ok() && !self.failed.is_cancelled() {
+            self.drain();
+        }
+        self.context.status.embed().set_assigned(false);
+        self.member.leave();
+        result
+    }
+
+    fn work(&mut self, jobs: &Sender<Job>, chunks: &Sender<Chunk>) -> Result<(), Error> {
+        let mut lag_measured = Instant::now();
+        while !self.context.stop.is_cancelled() && !self.failed.is_cancelled() {
+            let mut busy = self.serve_group()?;
+            busy |= self.take_records()?;
+            busy |= self.submit(jobs, chunks)?;
+            if lag_measured.elapsed() > LAG_INTERVAL {
+                lag_measured = Instant::now();
+                self.measure_lag();
+            }
+            if !busy {
+                self.wake.wait(IDLE);
+            }
+        }
+        Ok(())
+    }
+
+    /// In-flight chunks are finished; what was only read is left to the next owner.
+    fn drain(&mut self) {
+        let deadline = Instant::now() + self.context.settings.run.drain_timeout;
+        while self.in_flight.count() > 0 && !self.failed.is_cancelled() {
+            if Instant::now() >= deadline {
+                tracing::warn!(chunks = self.in_flight.count(), "drain timeout: chunks in flight are left to the next owner");
+                return;
+            }
+            // Rebalances go on meanwhile, or the group would wait for this member.
+            if let Err(error) = self.serve_group() {
+                tracing::warn!(%error, "while draining");
+                return;
+            }
+            self.wake.wait(Duration::from_millis(20));
+        }
+    }
+
+    fn serve_group(&mut self) -> Result<bool, Error> {
+        let rebalance = match self.member.poll_group() {
+            Ok(None) => return Ok(false),
+            Ok(Some(rebalance)) => rebalance,
+            Err(error) => return self.passing(error).map(|()| true),
+        };
+        self.context.metrics.embed.rebalances.inc();
+        match rebalance {
+            Rebalance::Assigned(partitions) => {
+                let positions = recover::positions(self.context, &self.member, &partitions)?;
+                self.member.take(&positions)?;
+                let owned = self.member.lease().hold().partitions.clone();
+                tracing::info!(group = %self.context.settings.embed_group(), ?positions, owned = owned.len(), "assigned");
+                self.owned = owned;
+                self.context.status.embed().set_assigned(true);
+            }
+            Rebalance::Revoked(partitions) | Rebalance::Lost(partitions) => {
+                tracing::info!(group = %self.context.settings.embed_group(), ?partitions, "revoked");
+                self.pending.retain(|record| !partitions.contains(&record.message.partition()));
+                self.pending_tokens = self.pending.iter().map(tokens).sum();
+                self.member.release(&partitions)?;
+                self.owned.retain(|partition, _| !partitions.contains(partition));
+                for partition in &partitions {
+                    // The series may not exist yet.
+                    drop(self.context.metrics.embed.lag.remove_label_values(&[&self.context.topics.texts.name, &partition.to_string()]));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Most of what a consumer reports passes by itself.
+    fn passing(&self, error: kafka::Error) -> Result<(), Error> {
+        if error.passes_by_itself() {
+            if self.context.status.embed().set_connected(false) {
+                tracing::warn!(%error, "kafka is away; waiting for it");
+            }
+            return Ok(());
+        }
+        Err(error.into())
+    }
+
+    fn has_room(&self) -> bool {
+        let embed = &self.context.settings.embed;
+        self.pending.len() < embed.chunk_texts.get() && self.pending_tokens < embed.chunk_tokens.get()
+    }
+
+    fn take_records(&mut self) -> Result<bool, Error> {
+        let mut taken = false;
+        let owned: Vec<(i32, u64)> = self.owned.iter().map(|(&partition, &number)| (partition, number)).collect();
+        for (partition, assignment) in owned {
+            for _ in 0..TURN_RECORDS {
+                if !self.has_room() {
+                    return Ok(taken);
+                }
+                let record = match self.member.poll_partition(partition) {
+                    None => break,
+                    Some(Ok(message)) => self.read(&message, assignment)?,
+                    Some(Err(error)) => {
+                        self.partition_error(partition, error)?;
+                        break;
+                    }
+                };
+                if !self.context.status.embed().set_connected(true) {
+                    tracing::info!("kafka is back");
+                }
+                self.pending_tokens += tokens(&record);
+                self.pending.push(record);
+                taken = true;
+            }
+        }
+        Ok(taken)
+    }
+
+    fn partition_error(&self, partition: i32, error: KafkaError) -> Result<(), Error> {
+        let topic = &self.context.topics.texts.name;
+        match error {
+            KafkaError::PartitionEOF(_) => Ok(()),
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                Err(kafka::Error::data(
+                    topic,
+                    partition,
+                    format!(
+                        "the next offset of group `{}` is not in the log any more: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next",
+                        self.context.settings.embed_group()
+                    ),
+                )
+                .into())
+            }
+            source => self.passing(kafka::Error::Call { action: format!("consuming {topic}/{partition}"), source }),
+        }
+    }
+
+    fn read(&self, message: &BorrowedMessage<'_>, assignment: u64) -> Result<Record, Error> {
+        self.context.metrics.embed.records.inc();
+        let label = message
+            .headers()
+            .and_then(|headers| headers.iter().filter(|header| header.key == LABEL_HEADER).last()?.value);
+        let content = match input::document(&self.context.settings.input, message.payload(), label) {
+            Err(invalid) => Err(invalid),
+            Ok(document) => {
+                let tokenized = self.tokenizer.tokenize(&document.text).map_err(|cause| Error::Tokenizer {
+                    record: format!("{}/{} offset {}", message.topic(), message.partition(), message.offset()),
+                    message: cause,
+                })?;
+                if tokenized.rows.is_empty() {
+                    Err(Invalid::NoWords)
+                } else {
+                    Ok(Text { text: document.text, label: document.label, id: document.id, tokenized })
+                }
+            }
+        };
+        Ok(Record { message: message.detach(), assignment, content })
+    }
+
+    /// Hands over what has come as soon as the pipeline has room: the one rule that serves latency and load.
+    fn submit(&mut self, jobs: &Sender<Job>, chunks: &Sender<Chunk>) -> Result<bool, Error> {
+        if self.pending.is_empty() || self.in_flight.count() >= CHUNKS_IN_FLIGHT {
+            return Ok(false);
+        }
+        let records = Arc::new(std::mem::take(&mut self.pending));
+        self.pending_tokens = 0;
+        let embeddable: Vec<(u32, usize)> = (0_u32..)
+            .zip(records.iter())
+            .filter_map(|(i, record)| Some((i, record.content.as_ref().ok()?.tokenized.tokens)))
+            .collect();
+        let lengths: Vec<usize> = embeddable.iter().map(|&(_, tokens)| tokens).collect();
+        let batches = batch::by_length(&lengths, self.context.settings.embed.max_batch_tokens.get());
+        self.observe_padding(&lengths, &batches);
+        let (results, result_queue) = bounded(batches.len().max(1));
+        self.in_flight.enter();
+        let chunk = Chunk { records: Arc::clone(&records), batches: batches.len(), results: result_queue };
+        chunks.send(chunk).map_err(|_| Error::Thread("commit"))?;
+        for batch in batches {
+            let indices = batch.into_iter().map(|i| embeddable[i as usize].0).collect();
+            let job = Job { records: Arc::clone(&records), indices, results: results.clone() };
+            jobs.send(job).map_err(|_| Error::Thread("inference"))?;
+        }
+        Ok(true)
+    }
+
+    fn observe_padding(&self, lengths: &[usize], batches: &[Vec<u32>]) {
+        let real: usize = lengths.iter().sum();
+        let padded: usize = batches
+            .iter()
+            .map(|batch| batch.len() * batch.iter().map(|&i| lengths[i as usize]).max().unwrap_or(0))
+            .sum();
+        if padded > 0 {
+            self.context.metrics.embed.padding_ratio.set(1.0 - real as f64 / padded as f64);
+        }
+    }
+
+    fn measure_lag(&self) {
+        let topic = &self.context.topics.texts.name;
+        for (partition, lag) in self.member.lag() {
+            self.context.metrics.embed.lag.with_label_values(&[topic.as_str(), &partition.to_string()]).set(lag);
+        }
+    }
+}
+
+fn tokens(record: &Record) -> usize {
+    record.content.as_ref().map_or(0, |text| text.tokenized.tokens)
+}

@@ -1,0 +1,163 @@
+//! Starts the threads of the embed stage and ends them in data order.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{bounded, Receiver, Sender};
+use tokio_util::sync::CancellationToken;
+
+use super::commit::Committer;
+use super::model::{self, Embedder, Item, Model};
+use super::source::Source;
+use super::{BatchResult, Chunk, Record, CHUNKS_IN_FLIGHT};
+use crate::config::Settings;
+use crate::kafka;
+use crate::kafka::client;
+use crate::kafka::consumer::{Member, Wake};
+use crate::kafka::topics::TopicSet;
+use crate::metrics::Metrics;
+use crate::status::Status;
+
+/// Why the stage ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kafka.
+    #[error(transparent)]
+    Kafka(#[from] kafka::Error),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// Offsets of the group are gone and where it was cannot be known.
+    #[error("{0}")]
+    Position(String),
+    /// A text could not be tokenised.
+    #[error("{record}: the tokenizer failed: {message}")]
+    Tokenizer {
+        /// Topic, partition and offset.
+        record: String,
+        /// What it said.
+        message: String,
+    },
+    /// A thread of the stage ended without saying why.
+    #[error("the {0} thread of the embed stage ended early")]
+    Thread(&'static str),
+}
+
+impl Error {
+    /// Can the stage be built anew and go on?
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Kafka(error) if error.passes())
+    }
+}
+
+/// What the stage works with.
+pub struct Context {
+    /// Settings of the process.
+    pub settings: Settings,
+    /// The topics as verified.
+    pub topics: TopicSet,
+    /// Where to count.
+    pub metrics: Metrics,
+    /// Where to report.
+    pub status: Status,
+    /// Cancelled to drain.
+    pub stop: CancellationToken,
+}
+
+/// A batch on its way to an inference thread.
+pub(super) struct Job {
+    pub records: Arc<Vec<Record>>,
+    pub indices: Vec<u32>,
+    pub results: Sender<BatchResult>,
+}
+
+/// Chunks between source and commit.
+#[derive(Clone, Default)]
+pub(super) struct InFlight(Arc<AtomicUsize>);
+
+impl InFlight {
+    pub fn enter(&self) {
+        let _ = self.0.fetch_add(1, Ordering::AcqRel);
+    }
+    pub fn leave(&self) {
+        let _ = self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Runs the stage until it is stopped or fails. Blocks; belongs on a thread of its own.
+///
+/// # Errors
+/// The first failure that the stage could not mend by itself.
+pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
+    let Model { sessions, tokenizer, embedder, .. } = model;
+    let wake = Wake::default();
+    let in_flight = InFlight::default();
+    let failed = CancellationToken::new();
+    let config = client::group_member(&context.settings, &context.settings.embed_group());
+    let member = Member::join(&config, &context.topics.texts.name, wake.clone())?;
+    let lease = Arc::clone(member.lease());
+    let committer = Committer::new(context, embedder.clone(), lease)?;
+
+    // One chunk's batches at most wait for inference; a batch holds at least one text.
+    let (jobs, job_queue) = bounded::<Job>(context.settings.embed.chunk_texts.get() * CHUNKS_IN_FLIGHT);
+    let (chunks, chunk_queue) = bounded::<Chunk>(CHUNKS_IN_FLIGHT);
+
+    std::thread::scope(|scope| {
+        let spawn_failed = |_| Error::Thread("new");
+        let mut workers = Vec::new();
+        for (i, session) in sessions.iter_mut().enumerate() {
+            let queue = job_queue.clone();
+            let metrics = context.metrics.embed.clone();
+            let worker = std::thread::Builder::new()
+                .name(format!("embed-infer-{i}"))
+                .spawn_scoped(scope, move || infer(session, &queue, &metrics))
+                .map_err(spawn_failed)?;
+            workers.push(worker);
+        }
+        drop(job_queue);
+        let commit = {
+            let (in_flight, wake, failed) = (in_flight.clone(), wake.clone(), failed.clone());
+            std::thread::Builder::new()
+                .name("embed-commit".into())
+                .spawn_scoped(scope, move || {
+                    let result = committer.run(&chunk_queue, &in_flight, &wake);
+                    failed.cancel();
+                    wake.notify();
+                    result
+                })
+                .map_err(spawn_failed)?
+        };
+        let source = Source::new(context, member, tokenizer, in_flight, wake, failed);
+        let sourced = source.run(&jobs, &chunks);
+        drop(jobs);
+        drop(chunks);
+        let committed = commit.join().unwrap_or(Err(Error::Thread("commit")));
+        for worker in workers {
+            worker.join().map_err(|_| Error::Thread("inference"))?;
+        }
+        // The commit thread knows best why the pipeline stopped.
+        committed.and(sourced)
+    })
+}
+
+fn infer(session: &mut impl Embedder, queue: &Receiver<Job>, metrics: &crate::metrics::Embed) {
+    while let Ok(job) = queue.recv() {
+        let items: Vec<Item<'_>> = job
+            .indices
+            .iter()
+            .filter_map(|&i| job.records[i as usize].content.as_ref().ok())
+            .map(|text| Item { text: &text.text, tokens: text.tokenized.tokens, rows: &text.tokenized.rows })
+            .collect();
+        let longest = items.iter().map(|item| item.tokens).max().unwrap_or(0);
+        metrics.batch_tokens.observe((longest * items.len()) as f64);
+        let started = Instant::now();
+        let matrices = session.embed(&items);
+        metrics.inference_duration.observe(started.elapsed().as_secs_f64());
+        // A stage that is ending may have dropped the chunk.
+        drop(job.results.send(BatchResult { indices: job.indices, matrices }));
+    }
+}

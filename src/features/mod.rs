@@ -1,0 +1,8 @@
+//! The features topic: how a matrix is written, and how a frozen range is read again in the same order.
+
+pub mod codec;
+pub mod order;
+pub mod range;
+pub mod replay;
+pub mod survey;
+pub mod window;

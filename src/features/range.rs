@@ -1,0 +1,228 @@
+//! A frozen range of the features topic: what it holds, and how that is recognised again. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::codec::{self, MatrixView};
+
+/// A stretch of one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRange {
+    /// The partition.
+    pub partition: i32,
+    /// First offset.
+    pub start: i64,
+    /// One past the last offset, transaction markers included.
+    pub end: i64,
+    /// Records in between.
+    pub records: u64,
+    /// [`Digest`] over them, hexadecimal.
+    pub digest: String,
+}
+
+/// A range over all partitions of a topic, captured once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// The features topic.
+    pub topic: String,
+    /// Ascending by partition.
+    pub partitions: Vec<PartitionRange>,
+}
+
+impl Range {
+    /// Records of all partitions.
+    pub fn records(&self) -> u64 {
+        self.partitions.iter().map(|partition| partition.records).sum()
+    }
+
+    /// Records of each partition, in order.
+    pub fn counts(&self) -> Vec<u64> {
+        self.partitions.iter().map(|partition| partition.records).collect()
+    }
+}
+
+/// A running digest of a partition's records: xxh3 of each record, seeded with the digest before it.
+///
+/// Eight bytes can be stored and resumed anywhere. Offsets do not enter: the same features have the same digest in
+/// any topic. It recognises a topic that was recreated; it is no defence against somebody who forges one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Digest(pub u64);
+
+impl Digest {
+    /// Adds a record.
+    pub fn update(&mut self, key: Option<&[u8]>, label: Option<&[u8]>, value: &[u8]) {
+        let mut hasher = Xxh3::with_seed(self.0);
+        for part in [key, label, Some(value)] {
+            let length = part.map_or(u64::MAX, |part| part.len() as u64);
+            hasher.update(&length.to_le_bytes());
+            hasher.update(part.unwrap_or_default());
+        }
+        self.0 = hasher.digest();
+    }
+
+    /// As stored.
+    pub fn hex(self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// What decides whether a record is for validation.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    /// The record's key.
+    pub key: Option<&'a [u8]>,
+    /// Its `source` header.
+    pub source: Option<&'a [u8]>,
+    /// Its partition.
+    pub partition: i32,
+    /// Its number within the partition's range.
+    pub ordinal: u64,
+}
+
+impl Identity<'_> {
+    /// `crc32(key) % one_in == 0`, as zlib computes it; without a key the source counts, and without a source
+    /// `partition/ordinal`. With 0 nothing is.
+    pub fn is_validation(&self, one_in: u32) -> bool {
+        if one_in == 0 {
+            return false;
+        }
+        let crc = match self.key.or(self.source) {
+            Some(bytes) => crc32fast::hash(bytes),
+            None => crc32fast::hash(format!("{}/{}", self.partition, self.ordinal).as_bytes()),
+        };
+        crc % one_in == 0
+    }
+}
+
+/// A record of `features` as readers need it.
+#[derive(Clone, Copy, Debug)]
+pub struct RawRecord<'a> {
+    /// Key.
+    pub key: Option<&'a [u8]>,
+    /// Value.
+    pub value: Option<&'a [u8]>,
+    /// `label` header.
+    pub label: Option<&'a [u8]>,
+    /// `source` header.
+    pub source: Option<&'a [u8]>,
+    /// `embedder` header.
+    pub embedder: Option<&'a [u8]>,
+}
+
+/// What reading a whole range once has shown.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// Records and digest of each partition.
+    pub partitions: BTreeMap<i32, (u64, Digest)>,
+    /// All labels, sorted by name: their places are the classes.
+    pub labels: BTreeMap<String, u64>,
+    /// Records without a label.
+    pub unlabelled: u64,
+    /// Where the first of them is.
+    pub first_unlabelled: Option<(i32, i64)>,
+    /// Longest matrix.
+    pub rows_max: usize,
+    /// Rows of all matrices, each cut at the rows that will be read.
+    pub rows_read: u64,
+    /// Bytes of a number, at most.
+    pub number_bytes: usize,
+    /// Numbers in a row; 0 as long as there is no record.
+    pub dim: usize,
+    /// Which models and settings made the matrices.
+    pub embedders: BTreeSet<String>,
+    /// Records that will be validation.
+    pub validation: u64,
+}
+
+impl Survey {
+    /// Adds a record.
+    ///
+    /// # Errors
+    /// Says why a trial could not read it.
+    pub fn add(
+        &mut self,
+        (partition, offset): (i32, i64),
+        record: RawRecord<'_>,
+        rows_max: usize,
+        validation: u32,
+    ) -> Result<(), String> {
+        let value = record.value.ok_or("the value is null")?;
+        let matrix: MatrixView<'_> = codec::decode(value).map_err(|error| error.to_string())?;
+        if self.dim != 0 && self.dim != matrix.dim {
+            return Err(format!("rows have {} numbers, those before had {}; a search needs one embedding model", matrix.dim, self.dim));
+        }
+        self.dim = matrix.dim;
+        let (records, digest) = self.partitions.entry(partition).or_default();
+        let identity = Identity { key: record.key, source: record.source, partition, ordinal: *records };
+        self.validation += u64::from(identity.is_validation(validation));
+        *records += 1;
+        digest.update(record.key, record.label, value);
+        self.rows_max = self.rows_max.max(matrix.rows);
+        self.rows_read += matrix.rows.min(rows_max) as u64;
+        self.number_bytes = self.number_bytes.max(matrix.dtype.bytes());
+        match record.label {
+            Some(label) => *self.labels.entry(String::from_utf8_lossy(label).into_owned()).or_default() += 1,
+            None => {
+                self.unlabelled += 1;
+                let _ = self.first_unlabelled.get_or_insert((partition, offset));
+            }
+        }
+        if let Some(embedder) = record.embedder {
+            let embedder = String::from_utf8_lossy(embedder);
+            if !self.embedders.contains(embedder.as_ref()) {
+                let _ = self.embedders.insert(embedder.into_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Records of all partitions.
+    pub fn records(&self) -> u64 {
+        self.partitions.values().map(|(records, _)| records).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::codec::Dtype;
+
+    #[test]
+    fn validation_is_decided_by_zlibs_crc_of_the_key() {
+        let split = |key: &str| Identity { key: Some(key.as_bytes()), source: None, partition: 0, ordinal: 0 }.is_validation(10);
+        // python3 -c "import zlib; print([k for k in map(str, range(40)) if zlib.crc32(k.encode()) % 10 == 0])"
+        let chosen: Vec<String> = (0..40).map(|i| i.to_string()).filter(|key| split(key)).collect();
+        assert_eq!(chosen, ["6", "29", "37"]);
+        let keyless = Identity { key: None, source: Some(b"29"), partition: 1, ordinal: 2 };
+        assert!(keyless.is_validation(10) && !keyless.is_validation(0));
+    }
+
+    #[test]
+    fn a_digest_depends_on_every_part_and_on_order() {
+        let digest = |records: &[(Option<&[u8]>, Option<&[u8]>, &[u8])]| {
+            let mut digest = Digest::default();
+            records.iter().for_each(|(key, label, value)| digest.update(*key, *label, value));
+            digest
+        };
+        let (a, b) = ((Some(b"k".as_slice()), None, b"v".as_slice()), (None, Some(b"k".as_slice()), b"v".as_slice()));
+        assert_ne!(digest(&[a]), digest(&[b]));
+        assert_ne!(digest(&[a, b]), digest(&[b, a]));
+        assert_eq!(digest(&[a, b]), digest(&[a, b]));
+    }
+
+    #[test]
+    fn a_survey_counts_labels_and_refuses_what_trials_could_not_read() {
+        let mut survey = Survey::default();
+        let value = codec::encode(2, 3, &[0.0; 6], Dtype::F16);
+        let record = |value, label| RawRecord { key: None, value, label, source: None, embedder: None };
+        survey.add((0, 5), record(Some(&value), Some(b"x")), 1, 0).unwrap();
+        survey.add((1, 7), record(Some(&value), None), 1, 0).unwrap();
+        assert_eq!((survey.records(), survey.rows_max, survey.rows_read, survey.dim), (2, 2, 2, 3));
+        assert_eq!(survey.first_unlabelled, Some((1, 7)));
+        assert!(survey.add((0, 6), record(None, None), 1, 0).is_err());
+        let other = codec::encode(1, 4, &[0.0; 4], Dtype::F16);
+        assert!(survey.add((0, 6), record(Some(&other), None), 1, 0).unwrap_err().contains("one embedding model"));
+    }
+}

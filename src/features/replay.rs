@@ -1,0 +1,342 @@
+//! Replays a frozen range in computed order, window by window, epoch after epoch, through one consumer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde::{Deserialize, Serialize};
+
+use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
+use super::order::Merge;
+use super::range::{Digest, Identity, PartitionRange, Range, RawRecord};
+use super::window::Window;
+use crate::config::Settings;
+use crate::input::LABEL_HEADER;
+use crate::kafka::client::{self, LogContext};
+use crate::kafka::{Error, Result};
+
+/// How long the broker may be silent before the wait is logged.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How records become examples.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Records of a window, both splits together.
+    pub window: u32,
+    /// Rows read of each matrix.
+    pub rows_max: usize,
+    /// Numbers in a row.
+    pub dim: usize,
+    /// One in so many records is validation.
+    pub validation: u32,
+    /// Sorted; a label's place is its class.
+    pub labels: Vec<String>,
+    /// Records without a label are left out.
+    pub labelled_only: bool,
+}
+
+/// Where a pass stands, between two windows. Survives in checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Number of the next window.
+    pub window: u64,
+    /// Index of the partition whose turn it is.
+    pub turn: usize,
+    /// Records taken of each partition.
+    pub taken: Vec<u64>,
+    /// Next offset to read of each partition.
+    pub offsets: Vec<i64>,
+    /// Digest of each partition up to here, hexadecimal.
+    pub digests: Vec<String>,
+}
+
+impl Position {
+    /// The beginning of a pass.
+    pub fn start(range: &Range) -> Self {
+        let partitions = range.partitions.len();
+        Self {
+            window: 0,
+            turn: 0,
+            taken: vec![0; partitions],
+            offsets: range.partitions.iter().map(|partition| partition.start).collect(),
+            digests: vec![Digest::default().hex(); partitions],
+        }
+    }
+}
+
+/// A reader of one range.
+pub struct Replay {
+    // Before the consumer: a queue must not outlive it.
+    queues: Vec<PartitionQueue<LogContext>>,
+    consumer: Arc<BaseConsumer<LogContext>>,
+    range: Range,
+    reading: Reading,
+    merge: Merge,
+    window: u64,
+    offsets: Vec<i64>,
+    digests: Vec<Digest>,
+    stopped: Box<dyn Fn() -> bool + Send>,
+}
+
+/// What [`Replay::next_window`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The window holds records.
+    Window,
+    /// The pass is over; counts and digests were as captured.
+    End,
+    /// The reader was told to stop; the window is not complete.
+    Stopped,
+}
+
+impl Replay {
+    /// Opens a reader at a position. `group` only shows progress; `stopped` ends waits.
+    ///
+    /// # Errors
+    /// When the settings do not make a consumer, or the position is none of this range.
+    pub fn open(
+        settings: &Settings,
+        group: &str,
+        range: &Range,
+        reading: Reading,
+        position: &Position,
+        stopped: impl Fn() -> bool + Send + 'static,
+    ) -> Result<Self> {
+        let config = client::replay(settings, group, range.partitions.len());
+        let consumer = BaseConsumer::from_config_and_context(&config, LogContext)
+            .map_err(Error::call(format!("creating the consumer of group `{group}`")))?;
+        let consumer = Arc::new(consumer);
+        let mut queues = Vec::with_capacity(range.partitions.len());
+        for PartitionRange { partition, .. } in &range.partitions {
+            let queue = consumer.split_partition_queue(&range.topic, *partition);
+            queues.push(queue.ok_or_else(|| Error::data(&range.topic, *partition, "there is no such partition"))?);
+        }
+        let mut replay = Self {
+            queues,
+            consumer,
+            merge: Merge::new(range.counts()),
+            window: 0,
+            offsets: Vec::new(),
+            digests: Vec::new(),
+            range: range.clone(),
+            reading,
+            stopped: Box::new(stopped),
+        };
+        let list = replay.take_position(position)?;
+        replay.consumer.assign(&list).map_err(Error::call(format!("reading topic `{}`", range.topic)))?;
+        Ok(replay)
+    }
+
+    /// What the group knows this reader by, for committing its progress in a transaction.
+    pub fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
+        self.consumer.group_metadata()
+    }
+
+    /// Where the pass stands: at the beginning of the next window.
+    pub fn position(&self) -> Position {
+        Position {
+            window: self.window,
+            turn: self.merge.turn(),
+            taken: self.merge.taken().to_vec(),
+            offsets: self.offsets.clone(),
+            digests: self.digests.iter().map(|digest| digest.hex()).collect(),
+        }
+    }
+
+    /// Records taken in this pass.
+    pub fn ordinal(&self) -> u64 {
+        self.merge.ordinal()
+    }
+
+    /// Goes to a position, backwards or forwards.
+    ///
+    /// # Errors
+    /// When it is no position in this range, or the consumer cannot seek.
+    pub fn seek(&mut self, position: &Position) -> Result<()> {
+        let list = self.take_position(position)?;
+        let sought = self
+            .consumer
+            .seek_partitions(list, client::REQUEST_TIMEOUT)
+            .map_err(Error::call(format!("seeking in topic `{}`", self.range.topic)))?;
+        for element in sought.elements() {
+            let action = format!("seeking {}/{} to {:?}", self.range.topic, element.partition(), element.offset());
+            element.error().map_err(Error::call(action))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a position the state; returns it as the consumer wants it.
+    fn take_position(&mut self, position: &Position) -> Result<TopicPartitionList> {
+        let unfit = || Error::Topics(format!("{position:?} is no position in the range of topic `{}`", self.range.topic));
+        let merge = Merge::resume(self.range.counts(), position.taken.clone(), position.turn).ok_or_else(unfit)?;
+        let digests: Option<Vec<Digest>> =
+            position.digests.iter().map(|hex| u64::from_str_radix(hex, 16).ok().map(Digest)).collect();
+        let digests = digests.filter(|digests| digests.len() == self.queues.len()).ok_or_else(unfit)?;
+        if position.offsets.len() != self.queues.len() {
+            return Err(unfit());
+        }
+        let mut list = TopicPartitionList::with_capacity(position.offsets.len());
+        for (PartitionRange { partition, .. }, &offset) in self.range.partitions.iter().zip(&position.offsets) {
+            list.add_partition_offset(&self.range.topic, *partition, Offset::Offset(offset))
+                .map_err(Error::call(format!("going to {}/{partition} offset {offset}", self.range.topic)))?;
+        }
+        self.merge = merge;
+        self.digests = digests;
+        self.window = position.window;
+        self.offsets.clone_from(&position.offsets);
+        Ok(list)
+    }
+
+    /// Reads the next window.
+    ///
+    /// # Errors
+    /// Records that are gone, were added or are others than when the range was captured; each names topic,
+    /// partition and offset.
+    pub fn next_window(&mut self, window: &mut Window) -> Result<Next> {
+        window.clear(self.window, self.reading.dim);
+        if self.merge.is_done() {
+            return Ok(Next::End);
+        }
+        // Serves the consumer's own events: errors and logs.
+        drop(self.consumer.poll(Duration::ZERO));
+        for _ in 0..self.reading.window {
+            let Some(index) = self.merge.next() else { break };
+            if !self.read(index, window)? {
+                return Ok(Next::Stopped);
+            }
+        }
+        self.window += 1;
+        if self.merge.is_done() {
+            self.verify()?;
+        }
+        Ok(Next::Window)
+    }
+
+    /// Reads the next record of a partition into the window; false when told to stop.
+    fn read(&mut self, index: usize, window: &mut Window) -> Result<bool> {
+        let mut waited = Instant::now();
+        let message = loop {
+            match self.queues[index].poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => break message,
+                None => {}
+                Some(Err(KafkaError::PartitionEOF(_))) => self.check_eof(index)?,
+                Some(Err(error)) => self.tolerate(index, error)?,
+            }
+            if (self.stopped)() {
+                return Ok(false);
+            }
+            drop(self.consumer.poll(Duration::ZERO));
+            if waited.elapsed() > SILENCE {
+                waited = Instant::now();
+                let PartitionRange { partition, .. } = self.range.partitions[index];
+                tracing::warn!(topic = %self.range.topic, partition, offset = self.offsets[index], "waiting for records");
+            }
+        };
+        let place = &self.range.partitions[index];
+        let offset = message.offset();
+        if offset >= place.end {
+            return Err(self.changed(index, "it ends before all its records were read: records were deleted or compacted away"));
+        }
+        let record = raw(&message);
+        let ordinal = self.merge.taken()[index] - 1;
+        let value = record.value.ok_or_else(|| Error::data(&self.range.topic, place.partition, format!("offset {offset}: the value is null")))?;
+        let matrix = codec::decode(value)
+            .map_err(|error| Error::data(&self.range.topic, place.partition, format!("offset {offset}: {error}")))?;
+        if matrix.dim != self.reading.dim {
+            return Err(Error::data(
+                &self.range.topic,
+                place.partition,
+                format!("offset {offset}: rows have {} numbers, the search was started with {}", matrix.dim, self.reading.dim),
+            ));
+        }
+        self.digests[index].update(record.key, record.label, value);
+        self.offsets[index] = offset + 1;
+        let class = record.label.and_then(|label| self.class(label));
+        if class.is_some() || !self.reading.labelled_only {
+            let identity =
+                Identity { key: record.key, source: record.source, partition: place.partition, ordinal };
+            window.push(matrix, self.reading.rows_max, class, identity.is_validation(self.reading.validation));
+        }
+        Ok(true)
+    }
+
+    fn class(&self, label: &[u8]) -> Option<u32> {
+        let label = String::from_utf8_lossy(label);
+        let place = self.reading.labels.binary_search_by(|known| known.as_str().cmp(&label)).ok()?;
+        u32::try_from(place).ok()
+    }
+
+    /// At the end of a pass every partition must have been what was captured.
+    fn verify(&self) -> Result<()> {
+        for (index, place) in self.range.partitions.iter().enumerate() {
+            if self.digests[index].hex() != place.digest {
+                return Err(self.changed(index, "its records are not those that were captured: the topic was recreated or overwritten"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_eof(&self, index: usize) -> Result<()> {
+        let partition = self.range.partitions[index].partition;
+        let list = self.consumer.position().map_err(Error::call("asking for a position"))?;
+        let elements = list.elements();
+        let element = elements.iter().find(|element| element.partition() == partition);
+        match element.map(|element| element.offset()) {
+            // The end of the log, with records still expected below the captured end.
+            Some(Offset::Offset(position)) if position >= self.range.partitions[index].end => {
+                Err(self.changed(index, "it ends before all its records were read: records were deleted or compacted away"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tolerate(&self, index: usize, error: KafkaError) -> Result<()> {
+        match error {
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                Err(self.changed(index, &format!("offset {} is not in the log any more: retention has eaten into the range, or the topic was recreated", self.offsets[index])))
+            }
+            KafkaError::MessageConsumptionFatal(_) => Err(Error::Call {
+                action: format!("reading {}/{} at offset {}", self.range.topic, self.range.partitions[index].partition, self.offsets[index]),
+                source: error,
+            }),
+            // Brokers go and come back; the range does not change meanwhile.
+            error => {
+                tracing::debug!(%error, topic = %self.range.topic, "while replaying");
+                Ok(())
+            }
+        }
+    }
+
+    fn changed(&self, index: usize, what: &str) -> Error {
+        let place = &self.range.partitions[index];
+        Error::data(
+            &self.range.topic,
+            place.partition,
+            format!(
+                "the range {}..{} ({} records) was frozen when the search started, and has changed: {what}; start a new search",
+                place.start, place.end, place.records
+            ),
+        )
+    }
+}
+
+/// What readers need of a record.
+pub fn raw<'m>(message: &'m BorrowedMessage<'_>) -> RawRecord<'m> {
+    let mut record = RawRecord { key: message.key(), value: message.payload(), label: None, source: None, embedder: None };
+    if let Some(headers) = message.headers() {
+        for header in headers.iter() {
+            match header.key {
+                LABEL_HEADER => record.label = header.value,
+                SOURCE_HEADER => record.source = header.value,
+                EMBEDDER_HEADER => record.embedder = header.value,
+                _ => {}
+            }
+        }
+    }
+    record
+}

@@ -1,0 +1,49 @@
+//! Captures a range and reads it once.
+
+use std::collections::BTreeMap;
+
+use rdkafka::message::Message;
+
+use super::range::{Digest, PartitionRange, Range, Survey};
+use super::replay::raw;
+use crate::config::Settings;
+use crate::kafka::offsets::{scan, Extent, Watermarks};
+use crate::kafka::{Error, Result};
+
+/// Freezes a topic as it is now and surveys it.
+///
+/// `progress` is called with the records read so far.
+///
+/// # Errors
+/// When a record could not be read by a trial (named by partition and offset), or Kafka fails.
+pub fn capture(
+    settings: &Settings,
+    topic: &str,
+    rows_max: usize,
+    validation: u32,
+    mut progress: impl FnMut(u64),
+) -> Result<(Range, Survey)> {
+    let watermarks = Watermarks::new(settings)?;
+    let mut extents: BTreeMap<i32, Extent> = BTreeMap::new();
+    for partition in 0..watermarks.partitions(topic)? {
+        let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
+    }
+    let mut survey = Survey::default();
+    let mut records = 0;
+    scan(settings, topic, &extents, |message| {
+        survey
+            .add((message.partition(), message.offset()), raw(message), rows_max, validation)
+            .map_err(|why| Error::data(topic, message.partition(), format!("offset {}: {why}", message.offset())))?;
+        records += 1;
+        progress(records);
+        Ok::<(), Error>(())
+    })?;
+    let partitions = extents
+        .iter()
+        .map(|(&partition, extent)| {
+            let (records, digest) = survey.partitions.get(&partition).copied().unwrap_or((0, Digest::default()));
+            PartitionRange { partition, start: extent.start, end: extent.end, records, digest: digest.hex() }
+        })
+        .collect();
+    Ok((Range { topic: topic.to_owned(), partitions }, survey))
+}

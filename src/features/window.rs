@@ -1,0 +1,77 @@
+//! Consecutive records of a range, held as they came: ragged, in their own number format. Pure.
+
+use super::codec::{Dtype, MatrixView};
+
+/// A matrix and its class.
+pub type Record<'a> = (MatrixView<'a>, Option<u32>);
+
+/// One record of a window.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    dtype: Dtype,
+    rows: usize,
+    start: usize,
+    label: Option<u32>,
+}
+
+/// Records of one window of a range, in computed order. Its buffers are reused from window to window.
+#[derive(Debug, Default)]
+pub struct Window {
+    /// Number of the window within a pass, from 0.
+    pub index: u64,
+    dim: usize,
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+    /// Which entries belong to the training split, in computed order.
+    training: Vec<u32>,
+    /// Which entries belong to the validation split, in computed order.
+    validation: Vec<u32>,
+}
+
+impl Window {
+    /// Empties the window for the next records.
+    pub fn clear(&mut self, index: u64, dim: usize) {
+        self.index = index;
+        self.dim = dim;
+        self.bytes.clear();
+        self.entries.clear();
+        self.training.clear();
+        self.validation.clear();
+    }
+
+    /// Adds a record; rows beyond `rows_max` are cut.
+    pub fn push(&mut self, matrix: MatrixView<'_>, rows_max: usize, label: Option<u32>, validation: bool) {
+        let rows = matrix.rows.min(rows_max);
+        let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        self.entries.push(Entry { dtype: matrix.dtype, rows, start: self.bytes.len(), label });
+        self.bytes.extend_from_slice(&matrix.data[..rows * matrix.dim * matrix.dtype.bytes()]);
+        if validation { &mut self.validation } else { &mut self.training }.push(place);
+    }
+
+    /// Places of the training records, in computed order.
+    pub fn training(&self) -> &[u32] {
+        &self.training
+    }
+
+    /// Places of the validation records, in computed order.
+    pub fn validation(&self) -> &[u32] {
+        &self.validation
+    }
+
+    /// Records of both splits.
+    pub fn records(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Bytes of the matrices held.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The record at a place.
+    pub fn record(&self, place: u32) -> Record<'_> {
+        let Entry { dtype, rows, start, label } = self.entries[place as usize];
+        let end = start + rows * self.dim * dtype.bytes();
+        (MatrixView { dtype, rows, dim: self.dim, data: &self.bytes[start..end] }, label)
+    }
+}

@@ -1,0 +1,287 @@
+//! Members of groups, and what they own.
+//!
+//! A member polls two kinds of queue: the group's, which carries rebalances and errors, and one for each
+//! partition, which carries records. So a full pipeline stops taking records without ever missing a rebalance,
+//! and nothing needs pausing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+
+use super::client;
+use super::error::{Error, Result};
+use super::offsets::committed_of;
+
+/// Lets one thread sleep until another has something for it.
+#[derive(Clone, Default)]
+pub struct Wake(Arc<(Mutex<bool>, Condvar)>);
+
+impl Wake {
+    /// Wakes the sleeper, or its next sleep.
+    pub fn notify(&self) {
+        *self.0 .0.lock() = true;
+        let _ = self.0 .1.notify_one();
+    }
+
+    /// Sleeps until notified, at most for `bound`.
+    pub fn wait(&self, bound: Duration) {
+        let mut notified = self.0 .0.lock();
+        if !*notified {
+            let _ = self.0 .1.wait_for(&mut notified, bound);
+        }
+        *notified = false;
+    }
+}
+
+/// What a group wants of its member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rebalance {
+    /// Partitions come; answered with [`Member::take`], even when the list is empty.
+    Assigned(Vec<i32>),
+    /// Partitions go, and are still ours until [`Member::release`].
+    Revoked(Vec<i32>),
+    /// Partitions have gone already: whoever owns them now may be at work. Answered with [`Member::release`].
+    Lost(Vec<i32>),
+}
+
+/// What a member owns, shared with whoever commits in its name.
+///
+/// The group metadata is taken together with the assignment and never refreshed alone: freshly fetched metadata
+/// would let a process that lost a partition commit for it.
+#[derive(Default)]
+pub struct Lease {
+    state: Mutex<LeaseState>,
+    changed: Condvar,
+}
+
+/// The owned partitions and the proof of it.
+#[derive(Default)]
+pub struct LeaseState {
+    /// Partition → number of the assignment that brought it; a record polled under another number is stale.
+    pub partitions: BTreeMap<i32, u64>,
+    /// Partition → next offset to commit, as of the last commit; written by whoever commits.
+    pub committed: BTreeMap<i32, i64>,
+    /// What the group knows this member by.
+    pub metadata: Option<Arc<ConsumerGroupMetadata>>,
+    /// Grows with every change.
+    pub version: u64,
+}
+
+impl Lease {
+    /// Holds the assignment still: nothing is released while the guard lives.
+    pub fn hold(&self) -> MutexGuard<'_, LeaseState> {
+        self.state.lock()
+    }
+
+    /// Waits until the assignment has changed since `version`, at most for `bound`; false if it has not.
+    pub fn await_change(&self, version: u64, bound: Duration) -> bool {
+        let deadline = std::time::Instant::now() + bound;
+        let mut state = self.state.lock();
+        while state.version == version {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn change(&self, change: impl FnOnce(&mut LeaseState)) {
+        let mut state = self.state.lock();
+        change(&mut state);
+        state.version += 1;
+        let _ = self.changed.notify_all();
+    }
+}
+
+/// A member of a group that shares the partitions of one topic out.
+pub struct Member {
+    // Before the consumer: a queue must not outlive it.
+    queues: BTreeMap<i32, PartitionQueue<MemberContext>>,
+    consumer: Arc<BaseConsumer<MemberContext>>,
+    topic: String,
+    lease: Arc<Lease>,
+    wake: Wake,
+    assignments: u64,
+}
+
+impl Member {
+    /// Joins the group. `wake` is notified whenever there is something to poll.
+    ///
+    /// # Errors
+    /// When the settings do not make a consumer.
+    pub fn join(config: &ClientConfig, topic: &str, wake: Wake) -> Result<Self> {
+        let context = MemberContext::default();
+        let mut consumer = BaseConsumer::from_config_and_context(config, context)
+            .map_err(Error::call(format!("creating the consumer of topic `{topic}`")))?;
+        let waker = wake.clone();
+        consumer.set_nonempty_callback(move || waker.notify());
+        consumer.subscribe(&[topic]).map_err(Error::call(format!("subscribing to topic `{topic}`")))?;
+        Ok(Self {
+            queues: BTreeMap::new(),
+            consumer: Arc::new(consumer),
+            topic: topic.to_owned(),
+            lease: Arc::default(),
+            wake,
+            assignments: 0,
+        })
+    }
+
+    /// What this member owns.
+    pub fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+
+    /// Serves the group's queue once; returns the oldest rebalance that waits for an answer.
+    ///
+    /// # Errors
+    /// What librdkafka reports of the consumer as a whole; most of it passes, the caller's class decides.
+    pub fn poll_group(&mut self) -> Result<Option<Rebalance>> {
+        match self.consumer.poll(Duration::ZERO) {
+            None => {}
+            Some(Ok(message)) => {
+                // Queues are split before their partition is assigned, so this cannot carry records.
+                debug_assert!(false, "record {message:?} outside its partition's queue");
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => {}
+            Some(Err(source)) => {
+                return Err(Error::Call { action: format!("consuming topic `{}`", self.topic), source })
+            }
+        }
+        Ok(self.consumer.context().rebalances.lock().pop_front())
+    }
+
+    /// Begins to read newly assigned partitions at these positions.
+    ///
+    /// # Errors
+    /// When librdkafka refuses; the group is then left to rebalance again.
+    pub fn take(&mut self, positions: &[(i32, i64)]) -> Result<()> {
+        let mut list = TopicPartitionList::with_capacity(positions.len());
+        for &(partition, offset) in positions {
+            list.add_partition_offset(&self.topic, partition, Offset::Offset(offset))
+                .map_err(Error::call(format!("assigning {}/{partition} at offset {offset}", self.topic)))?;
+            if let Some(mut queue) = self.consumer.split_partition_queue(&self.topic, partition) {
+                let waker = self.wake.clone();
+                queue.set_nonempty_callback(move || waker.notify());
+                drop(self.queues.insert(partition, queue));
+            }
+        }
+        // The member waits for this answer, so its generation cannot move on in between.
+        let metadata = self.consumer.group_metadata().map(Arc::new);
+        self.consumer
+            .incremental_assign(&list)
+            .map_err(Error::call(format!("taking partitions of topic `{}`", self.topic)))?;
+        self.assignments += 1;
+        let number = self.assignments;
+        self.lease.change(|state| {
+            state.metadata = metadata;
+            state.partitions.extend(positions.iter().map(|&(partition, _)| (partition, number)));
+            state.committed.extend(positions.iter().copied());
+        });
+        Ok(())
+    }
+
+    /// Gives partitions back; waits for whoever holds the lease.
+    ///
+    /// # Errors
+    /// When librdkafka refuses.
+    pub fn release(&mut self, partitions: &[i32]) -> Result<()> {
+        self.lease.change(|state| {
+            state.partitions.retain(|partition, _| !partitions.contains(partition));
+            state.committed.retain(|partition, _| !partitions.contains(partition));
+        });
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for &partition in partitions {
+            drop(self.queues.remove(&partition));
+            let _ = list.add_partition(&self.topic, partition);
+        }
+        self.consumer
+            .incremental_unassign(&list)
+            .map_err(Error::call(format!("releasing partitions of topic `{}`", self.topic)))
+    }
+
+    /// The next record of a partition that is already here; `None` when there is none.
+    pub fn poll_partition(&self, partition: i32) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
+        self.queues.get(&partition)?.poll(Duration::ZERO)
+    }
+
+    /// Positions committed for partitions; a partition without one is absent from the answer.
+    ///
+    /// # Errors
+    /// When the coordinator does not answer, or a pending transaction keeps the offsets unstable for longer than
+    /// `bound`.
+    pub fn committed(&self, partitions: &[i32], bound: Duration) -> Result<BTreeMap<i32, i64>> {
+        committed_of(&self.consumer, &self.topic, partitions, bound)
+    }
+
+    /// Last stable offset less committed offset, of each owned partition.
+    ///
+    /// librdkafka learns the first once a second; until it has, a partition is absent.
+    pub fn lag(&self) -> BTreeMap<i32, i64> {
+        let ends = self.consumer.context().stable_ends.lock();
+        let state = self.lease.hold();
+        let lag = |(&partition, &committed): (&i32, &i64)| Some((partition, (ends.get(&partition)? - committed).max(0)));
+        state.committed.iter().filter_map(lag).collect()
+    }
+
+    /// Leaves the group. What is still owned is given back without further ado.
+    pub fn leave(self) {
+        self.lease.change(|state| state.partitions.clear());
+        self.consumer.context().leaving.store(true, Ordering::Release);
+        drop(self);
+    }
+}
+
+/// Queues rebalances for the polling thread to answer.
+#[derive(Default)]
+struct MemberContext {
+    rebalances: Mutex<VecDeque<Rebalance>>,
+    leaving: AtomicBool,
+    stable_ends: Mutex<BTreeMap<i32, i64>>,
+}
+
+impl ClientContext for MemberContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "rdkafka", %error, reason, "consumer error");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+        let known = partitions.filter(|partition| partition.ls_offset >= 0);
+        *self.stable_ends.lock() = known.map(|partition| (partition.partition, partition.ls_offset)).collect();
+    }
+}
+
+impl ConsumerContext for MemberContext {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        if self.leaving.load(Ordering::Acquire) {
+            // Nobody is left to answer; closing waits for this.
+            if let Err(error) = consumer.incremental_unassign(list) {
+                tracing::debug!(%error, "unassigning while leaving");
+            }
+            return;
+        }
+        let partitions = list.elements().iter().map(|element| element.partition()).collect();
+        let event = match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Rebalance::Assigned(partitions),
+            _ if consumer.assignment_lost() => Rebalance::Lost(partitions),
+            _ => Rebalance::Revoked(partitions),
+        };
+        self.rebalances.lock().push_back(event);
+    }
+}

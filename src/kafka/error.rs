@@ -1,0 +1,184 @@
+//! What can go wrong with Kafka, and the one place that decides what follows from it.
+
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+/// Result of anything in this module.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure at or with the cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No broker answered within the bounded wait.
+    #[error("no Kafka broker answered at {servers} within {waited:?}: {cause}; is it running, and is `kafka.bootstrap_servers` right?")]
+    Unreachable {
+        /// `bootstrap_servers` as set.
+        servers: String,
+        /// How long was waited.
+        waited: Duration,
+        /// The last thing the client said.
+        cause: String,
+    },
+    /// A client call failed.
+    #[error("{action}: {source}")]
+    Call {
+        /// What was being done, with topic, partition and offset where there is one.
+        action: String,
+        /// librdkafka's error.
+        source: KafkaError,
+    },
+    /// Records that should be there are not.
+    #[error("{topic}/{partition}: {message}")]
+    Data {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// Which offsets, and the way out.
+        message: String,
+    },
+    /// Topics are not as the promises need them.
+    #[error("{0}")]
+    Topics(String),
+    /// The declarations of topics cannot be used.
+    #[error("topic declaration {file}: {message}")]
+    Declaration {
+        /// File name.
+        file: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A record was refused by the broker inside a transaction.
+    #[error("record for {topic}/{partition} was not delivered: {source}")]
+    Delivery {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// Why.
+        source: KafkaError,
+    },
+    /// Something took longer than it may.
+    #[error("{action} took longer than {waited:?}")]
+    TimedOut {
+        /// What was being done.
+        action: String,
+        /// The bound.
+        waited: Duration,
+    },
+    /// The local broker did not start.
+    #[error("the local Kafka broker did not start: {message}")]
+    Local {
+        /// Why, and where its log is.
+        message: String,
+    },
+}
+
+/// What follows from an error of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Try the same call again.
+    Retriable,
+    /// Abort this transaction; the producer lives on.
+    Abort,
+    /// The group has moved on: abort, and go on only with what the next assignment leaves.
+    Stale,
+    /// A newer producer has this transactional id: confirm ownership before doing anything.
+    Fenced,
+    /// The producer is dead and must be built anew.
+    Fatal,
+}
+
+impl Error {
+    /// Wraps a client error with what was being done.
+    pub fn call(action: impl Into<String>) -> impl FnOnce(KafkaError) -> Self {
+        let action = action.into();
+        move |source| Self::Call { action, source }
+    }
+
+    /// A missing stretch of data.
+    pub fn data(topic: &str, partition: i32, message: impl Into<String>) -> Self {
+        Self::Data { topic: topic.to_owned(), partition, message: message.into() }
+    }
+
+    /// What follows from this error; nothing else in the crate decides that.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Call { source, .. } | Self::Delivery { source, .. } => class_of(source),
+            Self::TimedOut { .. } => Class::Abort,
+            Self::Unreachable { .. }
+            | Self::Data { .. }
+            | Self::Topics(_)
+            | Self::Declaration { .. }
+            | Self::Local { .. } => Class::Fatal,
+        }
+    }
+
+    /// Does it end by itself when brokers, coordinators or leaders are back?
+    pub fn passes_by_itself(&self) -> bool {
+        use RDKafkaErrorCode as Code;
+        matches!(
+            self.code(),
+            Some(
+                Code::AllBrokersDown
+                    | Code::BrokerTransportFailure
+                    | Code::Resolve
+                    | Code::OperationTimedOut
+                    | Code::RequestTimedOut
+                    | Code::NotCoordinator
+                    | Code::CoordinatorNotAvailable
+                    | Code::CoordinatorLoadInProgress
+                    | Code::LeaderNotAvailable
+                    | Code::NotLeaderForPartition
+                    | Code::BrokerNotAvailable
+                    | Code::RebalanceInProgress
+                    | Code::PollExceeded
+                    | Code::UnknownMemberId
+                    | Code::IllegalGeneration
+            )
+        )
+    }
+
+    /// Can a stage be built anew and go on?
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Call { .. } | Self::Delivery { .. } | Self::TimedOut { .. } => true,
+            Self::Data { .. } | Self::Topics(_) | Self::Declaration { .. } | Self::Local { .. } => false,
+        }
+    }
+
+    /// librdkafka's code, where the error came from it.
+    pub fn code(&self) -> Option<RDKafkaErrorCode> {
+        match self {
+            Self::Call { source, .. } | Self::Delivery { source, .. } => source.rdkafka_error_code(),
+            _ => None,
+        }
+    }
+}
+
+fn class_of(error: &KafkaError) -> Class {
+    use RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code() {
+        Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch) => return Class::Fenced,
+        Some(
+            Code::IllegalGeneration
+            | Code::UnknownMemberId
+            | Code::RebalanceInProgress
+            | Code::FencedInstanceId
+            | Code::StaleMemberEpoch
+            | Code::FencedMemberEpoch,
+        ) => return Class::Stale,
+        _ => {}
+    }
+    match error {
+        KafkaError::Transaction(error) if error.is_fatal() => Class::Fatal,
+        KafkaError::Transaction(error) if error.txn_requires_abort() => Class::Abort,
+        KafkaError::Transaction(error) if error.is_retriable() => Class::Retriable,
+        KafkaError::Transaction(_) => Class::Fatal,
+        _ => match error.rdkafka_error_code() {
+            Some(Code::Fatal) => Class::Fatal,
+            _ => Class::Abort,
+        },
+    }
+}

@@ -1,0 +1,11 @@
+//! Everything that speaks to Kafka: clients, topics, consumers, transactions, and a local broker.
+
+pub mod client;
+pub mod consumer;
+pub mod error;
+pub mod local;
+pub mod offsets;
+pub mod topics;
+pub mod transaction;
+
+pub use error::{Class, Error, Result};

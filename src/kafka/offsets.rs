@@ -1,0 +1,331 @@
+//! Where partitions start and end, as read-committed readers will come to see them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::client::{self, LogContext, REQUEST_TIMEOUT};
+use super::error::{Error, Result};
+use crate::config::Settings;
+
+/// Asks for watermarks under both isolation levels.
+pub struct Watermarks {
+    uncommitted: BaseConsumer<LogContext>,
+    committed: BaseConsumer<LogContext>,
+    transaction_timeout: Duration,
+}
+
+/// Start and end of a partition: records lie in `start..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The log's first offset.
+    pub start: i64,
+    /// One past the last offset (markers included).
+    pub end: i64,
+}
+
+impl Watermarks {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When a client cannot be created from the settings.
+    pub fn new(settings: &Settings) -> Result<Self> {
+        let client = |read_committed| {
+            BaseConsumer::from_config_and_context(&client::probe(settings, read_committed), LogContext)
+                .map_err(Error::call("creating a Kafka client"))
+        };
+        Ok(Self {
+            uncommitted: client(false)?,
+            committed: client(true)?,
+            transaction_timeout: settings.kafka.transaction_timeout,
+        })
+    }
+
+    /// How many partitions a topic has.
+    ///
+    /// # Errors
+    /// When the topic does not exist or no broker answers.
+    pub fn partitions(&self, topic: &str) -> Result<i32> {
+        let action = || format!("asking for the partitions of topic `{topic}`");
+        let metadata =
+            self.uncommitted.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(Error::call(action()))?;
+        let found = metadata.topics().iter().find(|candidate| candidate.name() == topic);
+        match found {
+            Some(found) if found.error().is_none() && !found.partitions().is_empty() => {
+                Ok(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX))
+            }
+            _ => Err(Error::Topics(format!("topic `{topic}` does not exist; `sweepstream topics create` creates it"))),
+        }
+    }
+
+    /// What is in a partition now, records of open transactions included.
+    ///
+    /// # Errors
+    /// When no broker answers.
+    pub fn extent(&self, topic: &str, partition: i32) -> Result<Extent> {
+        watermarks(&self.uncommitted, topic, partition)
+    }
+
+    /// The end that read-committed readers see now.
+    ///
+    /// # Errors
+    /// When no broker answers.
+    pub fn stable_end(&self, topic: &str, partition: i32) -> Result<i64> {
+        Ok(watermarks(&self.committed, topic, partition)?.end)
+    }
+
+    /// Captures a partition: takes its high watermark, then waits until every transaction below it has ended.
+    ///
+    /// Taking the read-committed end alone would miss records that were committed just now.
+    ///
+    /// # Errors
+    /// When a transaction stays open beyond its timeout, or no broker answers.
+    pub fn capture(&self, topic: &str, partition: i32) -> Result<Extent> {
+        let extent = self.extent(topic, partition)?;
+        let bound = self.transaction_timeout + Duration::from_secs(15);
+        let started = Instant::now();
+        while self.stable_end(topic, partition)? < extent.end {
+            if started.elapsed() > bound {
+                return Err(Error::data(
+                    topic,
+                    partition,
+                    format!(
+                        "a transaction below offset {} is still open after {bound:?}; find it with Kafka's transactions tool (`find-hanging`)",
+                        extent.end
+                    ),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(extent)
+    }
+}
+
+fn watermarks(consumer: &BaseConsumer<LogContext>, topic: &str, partition: i32) -> Result<Extent> {
+    let (start, end) = patiently(REQUEST_TIMEOUT, || consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
+        .map_err(Error::call(format!("asking for the watermarks of {topic}/{partition}")))?;
+    Ok(Extent { start, end })
+}
+
+/// Repeats a request that failed for a reason that passes, such as an election or a metadata refresh.
+fn patiently<T>(
+    bound: Duration,
+    mut request: impl FnMut() -> Result<T, KafkaError>,
+) -> Result<T, KafkaError> {
+    use RDKafkaErrorCode as Code;
+    let started = Instant::now();
+    loop {
+        let error = match request() {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let passing = matches!(
+            error.rdkafka_error_code(),
+            Some(
+                Code::LeaderNotAvailable
+                    | Code::NotLeaderForPartition
+                    | Code::UnknownPartition
+                    | Code::UnknownTopicOrPartition
+                    | Code::RequestTimedOut
+                    | Code::OperationTimedOut
+                    | Code::BrokerTransportFailure
+                    | Code::CoordinatorLoadInProgress
+                    | Code::CoordinatorNotAvailable
+                    | Code::NotCoordinator
+                    | Code::UnstableOffsetCommit
+                    | Code::WaitingForCoordinator
+            )
+        );
+        if !passing || started.elapsed() > bound {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Offsets committed by a group, asked for from outside; a partition without one is absent.
+///
+/// # Errors
+/// When the coordinator does not answer, or a pending transaction keeps them unstable for longer than `bound`.
+pub fn committed(
+    settings: &Settings,
+    group: &str,
+    topic: &str,
+    partitions: &[i32],
+    bound: Duration,
+) -> Result<BTreeMap<i32, i64>> {
+    let committed = committed_with_metadata(settings, group, topic, partitions, bound)?;
+    Ok(committed.into_iter().map(|(partition, committed)| (partition, committed.offset)).collect())
+}
+
+/// A committed offset and what was stored beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The next offset to read.
+    pub offset: i64,
+    /// Up to 4 kB of text.
+    pub metadata: String,
+}
+
+/// [`committed`], with what was stored beside each offset.
+///
+/// # Errors
+/// As [`committed`].
+pub fn committed_with_metadata(
+    settings: &Settings,
+    group: &str,
+    topic: &str,
+    partitions: &[i32],
+    bound: Duration,
+) -> Result<BTreeMap<i32, Committed>> {
+    let consumer = BaseConsumer::from_config_and_context(&client::replay(settings, group, 1), LogContext)
+        .map_err(Error::call("creating a Kafka client"))?;
+    let list = committed_list(&consumer, topic, partitions, bound)?;
+    let elements = list.elements();
+    let known = elements.iter().filter_map(|element| match element.offset() {
+        Offset::Offset(offset) => {
+            Some((element.partition(), Committed { offset, metadata: element.metadata().to_owned() }))
+        }
+        _ => None,
+    });
+    Ok(known.collect())
+}
+
+/// [`committed`] through a consumer of that group.
+///
+/// # Errors
+/// As [`committed`].
+pub fn committed_of<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partitions: &[i32],
+    bound: Duration,
+) -> Result<BTreeMap<i32, i64>> {
+    Ok(known(&committed_list(consumer, topic, partitions, bound)?))
+}
+
+fn committed_list<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partitions: &[i32],
+    bound: Duration,
+) -> Result<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for &partition in partitions {
+        let _ = list.add_partition(topic, partition);
+    }
+    patiently(bound, || consumer.committed_offsets(list.clone(), Duration::from_secs(5)))
+        .map_err(Error::call(format!("asking for the committed offsets of topic `{topic}`")))
+}
+
+/// Reads partitions from their starts until every position has reached its end, read-committed.
+///
+/// An end is a position, not a record: the last offsets may be transaction markers. Records arrive in order within
+/// a partition, and partitions interleave as it comes.
+///
+/// # Errors
+/// When records are gone, or the broker is silent for a minute; whatever `each` returns.
+pub fn scan<E: From<Error>>(
+    settings: &Settings,
+    topic: &str,
+    extents: &BTreeMap<i32, Extent>,
+    mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    const SILENCE: Duration = Duration::from_secs(60);
+    let mut open: BTreeMap<i32, Extent> = extents.clone();
+    open.retain(|_, extent| extent.start < extent.end);
+    if open.is_empty() {
+        return Ok(());
+    }
+    let group = format!("{}.scan", settings.application_id);
+    let consumer = BaseConsumer::from_config_and_context(&client::replay(settings, &group, 1), LogContext)
+        .map_err(Error::call("creating a Kafka client"))?;
+    let mut list = TopicPartitionList::new();
+    for (&partition, extent) in &open {
+        list.add_partition_offset(topic, partition, Offset::Offset(extent.start))
+            .map_err(Error::call(format!("reading {topic}/{partition} from offset {}", extent.start)))?;
+    }
+    consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
+    let mut heard = Instant::now();
+    while !open.is_empty() {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                heard = Instant::now();
+                let partition = message.partition();
+                let Some(end) = open.get(&partition).map(|extent| extent.end) else { continue };
+                if message.offset() < end {
+                    each(&message)?;
+                }
+                if message.offset() + 1 >= end {
+                    let _ = open.remove(&partition);
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) | None => {
+                let positions = positions(&consumer);
+                open.retain(|partition, extent| positions.get(partition).is_none_or(|&position| position < extent.end));
+                if heard.elapsed() > SILENCE {
+                    return Err(Error::TimedOut { action: format!("reading topic `{topic}`"), waited: SILENCE }.into());
+                }
+            }
+            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
+                return Err(Error::Data {
+                    topic: topic.to_owned(),
+                    partition: *open.keys().next().unwrap_or(&-1),
+                    message: format!("records of {open:?} are not in the log any more (retention, or the topic was recreated)"),
+                }
+                .into());
+            }
+            // Brokers may go and come back; silence is bounded above.
+            Some(Err(source)) if heard.elapsed() > SILENCE => {
+                return Err(Error::Call { action: format!("reading topic `{topic}`"), source }.into());
+            }
+            Some(Err(error)) => tracing::debug!(%error, topic, "while scanning"),
+        }
+    }
+    Ok(())
+}
+
+fn positions(consumer: &BaseConsumer<LogContext>) -> BTreeMap<i32, i64> {
+    consumer.position().map(|list| known(&list)).unwrap_or_default()
+}
+
+fn known(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
+    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+        Offset::Offset(offset) => Some((element.partition(), offset)),
+        _ => None,
+    };
+    list.elements().iter().filter_map(offset).collect()
+}
+
+/// The last record of a partition for which `pick` finds something, looking ever further back from the end.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_back<T>(
+    settings: &Settings,
+    watermarks: &Watermarks,
+    topic: &str,
+    partition: i32,
+    pick: impl Fn(&BorrowedMessage<'_>) -> Option<T>,
+) -> Result<Option<T>> {
+    let whole = watermarks.capture(topic, partition)?;
+    let mut step = 16;
+    loop {
+        let start = whole.start.max(whole.end - step);
+        let mut found = None;
+        let extents = BTreeMap::from([(partition, Extent { start, end: whole.end })]);
+        scan(settings, topic, &extents, |message| {
+            found = pick(message).or(found.take());
+            Ok::<(), Error>(())
+        })?;
+        if found.is_some() || start == whole.start {
+            return Ok(found);
+        }
+        step *= 8;
+    }
+}

@@ -1,0 +1,352 @@
+//! Topics: declared in `topics/*.toml`, created when missing, verified when present.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::FromClientConfig;
+use rdkafka::error::RDKafkaErrorCode;
+use serde::Deserialize;
+
+use super::client::{self, REQUEST_TIMEOUT};
+use super::error::{Error, Result};
+use super::offsets::Watermarks;
+use crate::config::Settings;
+
+/// Room that headers of a dead letter need beyond its input.
+pub const DEAD_LETTER_HEADROOM_BYTES: usize = 64 * 1024;
+
+/// The declarations compiled in: file name and content.
+const COMPILED_IN: [(&str, &str); 5] = [
+    ("texts.toml", include_str!("../../topics/texts.toml")),
+    ("features.toml", include_str!("../../topics/features.toml")),
+    ("dead-letters.toml", include_str!("../../topics/dead-letters.toml")),
+    ("trials.toml", include_str!("../../topics/trials.toml")),
+    ("output.toml", include_str!("../../topics/output.toml")),
+];
+
+/// What a topic should be.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Declaration {
+    /// How many partitions a new topic gets.
+    pub partitions: Partitions,
+    /// −1 is the cluster's default.
+    pub replication_factor: i32,
+    /// Configuration whose difference breaks a promise: the start is refused.
+    #[serde(default)]
+    pub required: BTreeMap<String, Wanted>,
+    /// Configuration whose difference is only logged.
+    #[serde(default)]
+    pub advised: BTreeMap<String, Wanted>,
+}
+
+/// A partition count, or the topic whose count is taken over.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Partitions {
+    /// This many.
+    Count(i32),
+    /// As many as that topic has (`texts` or `trials`), always.
+    SameAs(String),
+}
+
+/// The value a configuration key should have.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// As Kafka writes it.
+    pub value: String,
+    /// What breaks otherwise.
+    pub why: String,
+    /// A larger number is fine, too.
+    #[serde(default)]
+    pub at_least: bool,
+}
+
+impl Wanted {
+    fn holds(&self, actual: &str) -> bool {
+        let numbers = || Some((actual.parse::<f64>().ok()?, self.value.parse::<f64>().ok()?));
+        actual == self.value
+            || match numbers() {
+                Some((actual, wanted)) if self.at_least => actual >= wanted,
+                Some((actual, wanted)) => actual == wanted,
+                None => false,
+            }
+    }
+}
+
+/// All five declarations, in the order in which data flows.
+#[derive(Clone, Debug)]
+pub struct Declarations(Vec<(String, Declaration)>);
+
+/// What is known of a topic that exists.
+#[derive(Clone, Debug)]
+pub struct Topic {
+    /// Its name.
+    pub name: String,
+    /// Its partitions.
+    pub partitions: i32,
+    /// `max.message.bytes`.
+    pub message_bytes_max: usize,
+}
+
+/// The five topics as they are.
+#[derive(Clone, Debug)]
+pub struct TopicSet {
+    /// Input.
+    pub texts: Topic,
+    /// Matrices.
+    pub features: Topic,
+    /// What could not be embedded.
+    pub dead_letters: Topic,
+    /// Trials.
+    pub trials: Topic,
+    /// Measurements and checkpoints.
+    pub output: Topic,
+}
+
+impl Declarations {
+    /// The ones compiled in, replaced by files of the same name in `topics.dir`.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn load(settings: &Settings) -> Result<Self> {
+        let mut declarations = Vec::new();
+        for ((file, text), (_, name)) in COMPILED_IN.iter().zip(settings.topics.names()) {
+            let replaced = settings.topics.dir.as_ref().map(|dir| read(&dir.join(file))).transpose()?.flatten();
+            let text = replaced.as_deref().unwrap_or(text);
+            let declaration: Declaration = toml::from_str(text)
+                .map_err(|error| Error::Declaration { file: (*file).to_owned(), message: error.to_string() })?;
+            if matches!(declaration.partitions, Partitions::Count(count) if count < 1) {
+                return Err(Error::Declaration { file: (*file).to_owned(), message: "partitions must be at least 1".into() });
+            }
+            if matches!(&declaration.partitions, Partitions::SameAs(other) if !matches!(other.as_str(), "texts" | "trials")) {
+                return Err(Error::Declaration {
+                    file: (*file).to_owned(),
+                    message: "partitions must be a number, \"texts\" or \"trials\"".into(),
+                });
+            }
+            declarations.push((name.to_owned(), declaration));
+        }
+        Ok(Self(declarations))
+    }
+
+    /// Creates what is missing, then verifies everything.
+    ///
+    /// `matrix_bytes_max` is the size of the largest matrix that the embed stage can produce, if it will run.
+    ///
+    /// # Errors
+    /// [`Error::Topics`] names every difference that breaks a promise, with the key to change.
+    pub fn ensure(&self, settings: &Settings, matrix_bytes_max: Option<usize>) -> Result<TopicSet> {
+        let _ = self.create_missing(settings)?;
+        self.verify(settings, matrix_bytes_max)
+    }
+
+    /// Creates topics that do not exist.
+    ///
+    /// # Errors
+    /// When the cluster refuses.
+    pub fn create_missing(&self, settings: &Settings) -> Result<Vec<String>> {
+        let watermarks = Watermarks::new(settings)?;
+        let admin = admin(settings)?;
+        let mut created = Vec::new();
+        for (name, declaration) in &self.0 {
+            if watermarks.partitions(name).is_ok() {
+                continue;
+            }
+            let partitions = match &declaration.partitions {
+                Partitions::Count(count) => *count,
+                Partitions::SameAs(other) => watermarks.partitions(reference(settings, other))?,
+            };
+            let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(declaration.replication_factor));
+            for (key, wanted) in declaration.required.iter().chain(&declaration.advised) {
+                topic = topic.set(key, &wanted.value);
+            }
+            let limit;
+            if *name == settings.topics.dead_letters {
+                limit = dead_letter_limit(settings)?.to_string();
+                topic = topic.set("max.message.bytes", &limit);
+            }
+            let results = futures::executor::block_on(admin.create_topics([&topic], &options()))
+                .map_err(Error::call(format!("creating topic `{name}`")))?;
+            for result in results {
+                match result {
+                    Ok(_) => {
+                        tracing::info!(topic = %name, partitions, "created topic");
+                        created.push(name.clone());
+                    }
+                    // Another process was quicker.
+                    Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                    Err((_, code)) => {
+                        return Err(Error::Topics(format!(
+                            "topic `{name}` cannot be created: {code}; create it by hand or allow this client to"
+                        )));
+                    }
+                }
+            }
+            await_topic(&watermarks, name)?;
+        }
+        Ok(created)
+    }
+
+    /// Compares what exists with what is declared.
+    ///
+    /// # Errors
+    /// [`Error::Topics`] names every difference that breaks a promise, with the key to change.
+    pub fn verify(&self, settings: &Settings, matrix_bytes_max: Option<usize>) -> Result<TopicSet> {
+        let watermarks = Watermarks::new(settings)?;
+        let configs = describe(settings, self.0.iter().map(|(name, _)| name.as_str()))?;
+        let mut broken = Vec::new();
+        let mut topics = Vec::new();
+        for (name, declaration) in &self.0 {
+            let partitions = watermarks.partitions(name)?;
+            let config = configs.get(name.as_str()).cloned().unwrap_or_default();
+            compare(name, declaration, &config, &mut broken);
+            if let Partitions::SameAs(other) = &declaration.partitions {
+                let other = reference(settings, other);
+                let expected = watermarks.partitions(other)?;
+                if partitions != expected {
+                    broken.push(format!(
+                        "topic `{name}` has {partitions} partitions and `{other}` has {expected}; they must be equal, since records keep their partition; recreate `{name}` with {expected}"
+                    ));
+                }
+            }
+            let message_bytes_max =
+                config.get("max.message.bytes").and_then(|value| value.parse().ok()).unwrap_or(1_048_588);
+            topics.push(Topic { name: name.clone(), partitions, message_bytes_max });
+        }
+        let [texts, features, dead_letters, trials, output]: [Topic; 5] =
+            topics.try_into().map_err(|_| Error::Topics("five topics must be declared".into()))?;
+        if let Some(bytes) = matrix_bytes_max.filter(|bytes| *bytes > features.message_bytes_max) {
+            broken.push(format!(
+                "topic `{}`: `max.message.bytes` is {}, but a matrix can take {bytes} bytes; raise it, or lower `embed.max_length`",
+                features.name, features.message_bytes_max
+            ));
+        }
+        let needed = texts.message_bytes_max + DEAD_LETTER_HEADROOM_BYTES;
+        if dead_letters.message_bytes_max < needed {
+            broken.push(format!(
+                "topic `{}`: `max.message.bytes` is {}, but dead letters of `{}` need {needed} (its limit plus 64 KiB); raise it",
+                dead_letters.name, dead_letters.message_bytes_max, texts.name
+            ));
+        }
+        if broken.is_empty() {
+            Ok(TopicSet { texts, features, dead_letters, trials, output })
+        } else {
+            Err(Error::Topics(broken.join("\n")))
+        }
+    }
+}
+
+fn compare(name: &str, declaration: &Declaration, config: &HashMap<String, String>, broken: &mut Vec<String>) {
+    let differing = |wanted: &BTreeMap<String, Wanted>| -> Vec<String> {
+        wanted
+            .iter()
+            .filter_map(|(key, wanted)| {
+                let actual = config.get(key)?;
+                let at_least = if wanted.at_least { "at least " } else { "" };
+                (!wanted.holds(actual)).then(|| {
+                    format!("topic `{name}`: `{key}` is {actual}, must be {at_least}{}: {}", wanted.value, wanted.why)
+                })
+            })
+            .collect()
+    };
+    broken.extend(differing(&declaration.required));
+    for difference in differing(&declaration.advised) {
+        tracing::warn!("{difference}");
+    }
+}
+
+/// What dead letters may weigh, given what `texts` may weigh.
+fn dead_letter_limit(settings: &Settings) -> Result<usize> {
+    let texts = settings.topics.texts.as_str();
+    let configs = describe(settings, std::iter::once(texts))?;
+    let limit = configs.get(texts).and_then(|config| config.get("max.message.bytes")?.parse().ok());
+    Ok(limit.unwrap_or(1_048_588) + DEAD_LETTER_HEADROOM_BYTES)
+}
+
+/// The topic that `partitions = "…"` of a declaration means.
+fn reference<'a>(settings: &'a Settings, key: &str) -> &'a str {
+    if key == "trials" {
+        &settings.topics.trials
+    } else {
+        &settings.topics.texts
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::Declaration { file: path.display().to_string(), message: error.to_string() }),
+    }
+}
+
+/// Configuration of topics as the cluster has it.
+///
+/// # Errors
+/// When it does not answer.
+pub fn describe<'a>(
+    settings: &Settings,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<HashMap<String, HashMap<String, String>>> {
+    let admin = admin(settings)?;
+    let specifiers: Vec<ResourceSpecifier<'a>> = names.map(ResourceSpecifier::Topic).collect();
+    let resources = futures::executor::block_on(admin.describe_configs(&specifiers, &options()))
+        .map_err(Error::call("asking for the configuration of topics"))?;
+    let mut all = HashMap::new();
+    for (specifier, resource) in specifiers.iter().zip(resources) {
+        let ResourceSpecifier::Topic(name) = specifier else { continue };
+        let resource = resource.map_err(|code| {
+            Error::Topics(format!("the configuration of topic `{name}` cannot be read: {code}"))
+        })?;
+        let config = resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect();
+        let _ = all.insert((*name).to_owned(), config);
+    }
+    Ok(all)
+}
+
+/// Deletes consumer groups; groups that do not exist are fine.
+///
+/// # Errors
+/// Names the group that cannot be deleted, and why.
+pub fn delete_groups(settings: &Settings, groups: &[String]) -> Result<()> {
+    if groups.is_empty() {
+        return Ok(());
+    }
+    let admin = admin(settings)?;
+    let names: Vec<&str> = groups.iter().map(String::as_str).collect();
+    let results = futures::executor::block_on(admin.delete_groups(&names, &options()))
+        .map_err(Error::call("deleting consumer groups"))?;
+    for result in results {
+        match result {
+            Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}
+            Err((group, code)) => {
+                return Err(Error::Topics(format!("consumer group `{group}` cannot be deleted: {code}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn admin(settings: &Settings) -> Result<AdminClient<DefaultClientContext>> {
+    AdminClient::from_config(&client::admin(settings)).map_err(Error::call("creating a Kafka admin client"))
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
+}
+
+/// A created topic reaches the metadata of brokers a moment later.
+fn await_topic(watermarks: &Watermarks, name: &str) -> Result<()> {
+    let started = std::time::Instant::now();
+    loop {
+        match watermarks.partitions(name) {
+            Ok(_) => return Ok(()),
+            Err(error) if started.elapsed() > REQUEST_TIMEOUT => return Err(error),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    }
+}

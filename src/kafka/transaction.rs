@@ -1,0 +1,286 @@
+//! Transactions as borrowed values.
+//!
+//! ```text
+//! producer.begin()? ─► Transaction ─ send … ─ send_offsets … ─► commit(self)
+//!                          └──────────── drop or abort(self) ─► nothing was ever visible
+//! ```
+//!
+//! All calls block and belong on a thread that may. What an error means for the producer is
+//! [`Error::class`]'s to say; a fatal or fenced producer is never used again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::topic_partition_list::TopicPartitionList;
+
+use super::client;
+use super::error::{Class, Error, Result};
+use crate::config::Settings;
+
+/// A producer that only writes inside transactions.
+pub struct TransactionalProducer {
+    producer: ThreadedProducer<Deliveries>,
+    deliveries: Deliveries,
+    timeout: Duration,
+}
+
+/// A record to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Topic.
+    pub topic: &'a str,
+    /// Partition, always explicit.
+    pub partition: i32,
+    /// Key, which may be absent.
+    pub key: Option<&'a [u8]>,
+    /// Value; none is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Headers in order.
+    pub headers: &'a [(&'a str, Option<&'a [u8]>)],
+}
+
+impl Outgoing<'_> {
+    /// An upper bound of the bytes this record needs in a batch of its own, as the broker counts them against
+    /// `max.message.bytes`.
+    pub fn batch_bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len) + 10).sum();
+        self.key.map_or(0, <[u8]>::len) + self.value.map_or(0, <[u8]>::len) + headers + 128
+    }
+}
+
+/// An open transaction. Dropping it aborts.
+#[must_use = "a transaction that is not committed is aborted"]
+pub struct Transaction<'p> {
+    owner: &'p mut TransactionalProducer,
+    open: bool,
+}
+
+impl TransactionalProducer {
+    /// Creates the producer and fences every earlier one with the same transactional id.
+    ///
+    /// `batch_bytes_max` is the smallest `max.message.bytes` of the topics that will be written: the broker
+    /// measures batches, and one that is too large would fail every record in it.
+    ///
+    /// # Errors
+    /// When the id's coordinator cannot be reached, or the settings do not make a producer.
+    pub fn new(settings: &Settings, transactional_id: &str, batch_bytes_max: usize) -> Result<Self> {
+        let mut config = client::transactional_producer(settings, transactional_id);
+        let _ = config
+            .set("message.max.bytes", batch_bytes_max.clamp(1_000, 1_000_000_000).to_string())
+            .set("batch.size", batch_bytes_max.min(1_000_000).to_string());
+        let deliveries = Deliveries::default();
+        let producer = ThreadedProducer::from_config_and_context(&config, deliveries.clone())
+            .map_err(Error::call(format!("creating the producer `{transactional_id}`")))?;
+        let timeout = settings.kafka.transaction_timeout;
+        retried(Instant::now() + timeout + Duration::from_secs(20), || {
+            producer
+                .init_transactions(timeout)
+                .map_err(Error::call(format!("registering the transactional id `{transactional_id}`")))
+        })?;
+        Ok(Self { producer, deliveries, timeout })
+    }
+
+    /// Opens a transaction.
+    ///
+    /// # Errors
+    /// When the producer is not usable any more.
+    pub fn begin(&mut self) -> Result<Transaction<'_>> {
+        self.deliveries.reset();
+        self.producer.begin_transaction().map_err(Error::call("beginning a transaction"))?;
+        Ok(Transaction { owner: self, open: true })
+    }
+}
+
+impl Transaction<'_> {
+    /// Queues a record; a full queue is waited for.
+    ///
+    /// # Errors
+    /// When the client refuses the record.
+    pub fn send(&mut self, record: &Outgoing<'_>) -> Result<()> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in record.headers {
+            headers = headers.insert(Header { key, value: *value });
+        }
+        let mut outgoing: BaseRecord<'_, [u8], [u8]> =
+            BaseRecord::to(record.topic).partition(record.partition).headers(headers);
+        outgoing.key = record.key;
+        outgoing.payload = record.value;
+        let deadline = Instant::now() + self.owner.timeout;
+        loop {
+            match self.owner.producer.send(outgoing) {
+                Ok(()) => {
+                    self.owner.deliveries.sent();
+                    return Ok(());
+                }
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused))
+                    if Instant::now() < deadline =>
+                {
+                    outgoing = refused;
+                    self.owner.deliveries.await_some(Duration::from_millis(50));
+                }
+                Err((source, _)) => {
+                    return Err(Error::Delivery {
+                        topic: record.topic.to_owned(),
+                        partition: record.partition,
+                        source,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Adds consumer offsets (the next to read), for the group that `metadata` belongs to.
+    ///
+    /// # Errors
+    /// [`Class::Stale`] when the member that `metadata` speaks for does not own the partitions any more.
+    pub fn send_offsets(&mut self, offsets: &TopicPartitionList, metadata: &ConsumerGroupMetadata) -> Result<()> {
+        let timeout = self.owner.timeout;
+        retried(Instant::now() + timeout, || {
+            self.owner
+                .producer
+                .send_offsets_to_transaction(offsets, metadata, timeout)
+                .map_err(Error::call("adding consumer offsets to a transaction"))
+        })
+    }
+
+    /// Makes everything visible.
+    ///
+    /// # Errors
+    /// A record that was refused is named with its topic and partition. After an error of class
+    /// [`Class::Abort`] or [`Class::Stale`] the transaction has been aborted.
+    pub fn commit(mut self) -> Result<()> {
+        let timeout = self.owner.timeout;
+        let result = retried(Instant::now() + timeout + Duration::from_secs(5), || {
+            self.owner.producer.commit_transaction(timeout).map_err(Error::call("committing a transaction"))
+        });
+        match result {
+            Ok(()) => {
+                self.open = false;
+                Ok(())
+            }
+            // librdkafka only says that some message failed; the delivery report says which and why.
+            Err(error) => Err(self.owner.deliveries.failure().unwrap_or(error)),
+        }
+    }
+
+    /// Takes everything back.
+    ///
+    /// # Errors
+    /// When the producer died over it; nothing is visible all the same.
+    pub fn abort(mut self) -> Result<()> {
+        self.take_back()
+    }
+
+    fn take_back(&mut self) -> Result<()> {
+        self.open = false;
+        // Aborting while records are still queued has killed producers (INVALID_TXN_STATE).
+        self.owner.deliveries.await_all(self.owner.timeout);
+        let timeout = self.owner.timeout;
+        retried(Instant::now() + timeout, || {
+            self.owner.producer.abort_transaction(timeout).map_err(Error::call("aborting a transaction"))
+        })
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            if let Err(error) = self.take_back() {
+                tracing::debug!(%error, "transaction could not be aborted in order; the broker will time it out");
+            }
+        }
+    }
+}
+
+/// Repeats a transactional call as long as its error says that this is right.
+fn retried(deadline: Instant, mut call: impl FnMut() -> Result<()>) -> Result<()> {
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match call() {
+            Err(error) if error.class() == Class::Retriable && Instant::now() < deadline => {
+                tracing::debug!(%error, "retrying");
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(500));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Counts delivery reports and keeps the first failure.
+#[derive(Clone, Default)]
+pub struct Deliveries(Arc<(Mutex<Counts>, Condvar)>);
+
+#[derive(Default)]
+struct Counts {
+    in_flight: i64,
+    failure: Option<(String, i32, KafkaError)>,
+}
+
+impl Deliveries {
+    fn reset(&self) {
+        self.0 .0.lock().failure = None;
+    }
+
+    fn sent(&self) {
+        self.0 .0.lock().in_flight += 1;
+    }
+
+    fn await_some(&self, bound: Duration) {
+        let mut counts = self.0 .0.lock();
+        let _ = self.0 .1.wait_for(&mut counts, bound);
+    }
+
+    fn await_all(&self, bound: Duration) {
+        let deadline = Instant::now() + bound;
+        let mut counts = self.0 .0.lock();
+        while counts.in_flight > 0 {
+            if self.0 .1.wait_until(&mut counts, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    fn failure(&self) -> Option<Error> {
+        let (topic, partition, source) = self.0 .0.lock().failure.take()?;
+        Some(Error::Delivery { topic, partition, source })
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "rdkafka", %error, reason, "producer error");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let mut counts = self.0 .0.lock();
+        // A report can overtake the count of its own send; the sum is right once both have happened.
+        counts.in_flight -= 1;
+        if let Err((error, message)) = result {
+            // Messages purged by an abort fail as a consequence, not as a cause.
+            let purged = matches!(
+                error.rdkafka_error_code(),
+                Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+            );
+            if !purged && counts.failure.is_none() {
+                counts.failure = Some((message.topic().to_owned(), message.partition(), error.clone()));
+            }
+        }
+        let _ = self.0 .1.notify_all();
+    }
+}

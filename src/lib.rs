@@ -1,0 +1,14 @@
+//! crate docs
+pub mod config;
+pub mod parts;
+pub mod metrics;
+pub mod status;
+pub mod kafka;
+pub mod input;
+pub mod features;
+pub mod output;
+pub mod embed;
+pub mod train;
+pub mod http;
+pub mod topology;
+pub mod cli;

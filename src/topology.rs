@@ -1,0 +1,231 @@
+//! The one place that wires stages together, starts them, and stops them in data order.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::embed::model::Model;
+use crate::embed::stage as embed;
+use crate::kafka::client;
+use crate::kafka::topics::{Declarations, TopicSet};
+use crate::metrics::Metrics;
+use crate::parts::Parts;
+use crate::status::Status;
+use crate::train::pool as train;
+use crate::{http, kafka};
+
+/// A stage that has worked for this long starts its count of rebuilds afresh.
+const HEALTHY: Duration = Duration::from_secs(600);
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// texts → features.
+    Embed,
+    /// trials → output.
+    Train,
+}
+
+impl Stage {
+    /// All of them, in the order in which data flows.
+    pub const ALL: [Self; 2] = [Self::Embed, Self::Train];
+
+    /// As `--stage` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::Train => "train",
+        }
+    }
+}
+
+/// Why a topology did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kafka.
+    #[error(transparent)]
+    Kafka(#[from] kafka::Error),
+    /// The embedding model.
+    #[error(transparent)]
+    Model(#[from] crate::embed::model::Error),
+    /// The embed stage failed for good.
+    #[error("the embed stage failed: {0}")]
+    Embed(#[from] embed::Error),
+    /// The train stage failed for good.
+    #[error("the train stage failed: {0}")]
+    Train(#[from] train::Error),
+    /// The HTTP endpoint.
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    /// A stage panicked.
+    #[error("the {0} stage panicked; the log says where")]
+    Panicked(&'static str),
+    /// Metrics could not be registered.
+    #[error("metrics: {0}")]
+    Metrics(#[from] crate::metrics::Error),
+    /// A thread could not be started.
+    #[error("starting a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Stages that are running.
+pub struct Topology {
+    stages: Vec<Running>,
+    http: Option<http::Server>,
+    /// What they are doing.
+    pub status: Status,
+    /// What they have counted.
+    pub metrics: Metrics,
+    /// The topics as verified.
+    pub topics: TopicSet,
+    settings: Settings,
+    /// Cancelled when some stage has ended.
+    ended: CancellationToken,
+}
+
+struct Running {
+    stage: Stage,
+    stop: CancellationToken,
+    thread: JoinHandle<Result<(), Error>>,
+}
+
+impl Topology {
+    /// Waits for the cluster, creates and verifies topics, loads the model, and starts the stages.
+    ///
+    /// # Errors
+    /// The first thing that is not as it must be; nothing is left running.
+    pub fn start(settings: &Settings, parts: &Parts, stages: &[Stage]) -> Result<Self, Error> {
+        let metrics = Metrics::new()?;
+        let status = Status::default();
+        let ended = CancellationToken::new();
+        // The model loads while the cluster is asked: both take most of a start.
+        let model = stages.contains(&Stage::Embed).then(|| {
+            let (settings, parts) = (settings.clone(), parts.clone());
+            std::thread::spawn(move || Model::load(&parts, &settings))
+        });
+        let cluster = client::await_cluster(settings);
+        let model = model.map(|thread| thread.join().map_err(|_| Error::Panicked("embed"))).transpose()?.transpose()?;
+        cluster?;
+        let declarations = Declarations::load(settings)?;
+        let topics = declarations.ensure(settings, model.as_ref().map(|model| model.matrix_bytes_max))?;
+        let http = http::Server::start(settings, metrics.clone(), status.clone())?;
+        let mut topology = Self {
+            stages: Vec::new(),
+            http: Some(http),
+            status,
+            metrics,
+            topics,
+            settings: settings.clone(),
+            ended,
+        };
+        if let Some(model) = model {
+            topology.start_embed(model)?;
+        }
+        if stages.contains(&Stage::Train) {
+            topology.start_train()?;
+        }
+        Ok(topology)
+    }
+
+    fn start_embed(&mut self, mut model: Model) -> Result<(), Error> {
+        self.status.embed().want();
+        let stop = CancellationToken::new();
+        let context = embed::Context {
+            settings: self.settings.clone(),
+            topics: self.topics.clone(),
+            metrics: self.metrics.clone(),
+            status: self.status.clone(),
+            stop: stop.clone(),
+        };
+        tracing::info!(embedder = %model.embedder, dim = model.dim, sessions = model.sessions.len(), "embed stage starts");
+        self.supervise(Stage::Embed, stop, move |_| embed::run(&context, &mut model), embed::Error::passes)
+    }
+
+    fn start_train(&mut self) -> Result<(), Error> {
+        self.status.train().want();
+        let stop = CancellationToken::new();
+        let context = Arc::new(train::Context {
+            settings: self.settings.clone(),
+            topics: self.topics.clone(),
+            metrics: self.metrics.clone(),
+            status: self.status.clone(),
+            stop: stop.clone(),
+        });
+        tracing::info!(parallel = self.settings.train.parallel(), "train stage starts");
+        self.supervise(Stage::Train, stop, move |_| train::run(&context), train::Error::passes)
+    }
+
+    /// Runs a stage on a thread of its own; builds it anew after failures that pass, a bounded number of times.
+    fn supervise<E>(
+        &mut self,
+        stage: Stage,
+        stop: CancellationToken,
+        mut run: impl FnMut(u32) -> Result<(), E> + Send + 'static,
+        passes: fn(&E) -> bool,
+    ) -> Result<(), Error>
+    where
+        E: std::fmt::Display + Send + 'static,
+        Error: From<E>,
+    {
+        let (stopped, ended) = (stop.clone(), self.ended.clone());
+        let rebuilds_max = self.settings.run.rebuilds_max.get();
+        let work = move || {
+            let _ended = ended.drop_guard();
+            let mut rebuilds = 0;
+            loop {
+                let started = Instant::now();
+                let error = match run(rebuilds) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => error,
+                };
+                if started.elapsed() > HEALTHY {
+                    rebuilds = 0;
+                }
+                if stopped.is_cancelled() || !passes(&error) || rebuilds >= rebuilds_max {
+                    tracing::error!(stage = stage.name(), %error, rebuilds, "stage failed for good");
+                    return Err(error.into());
+                }
+                rebuilds += 1;
+                tracing::warn!(stage = stage.name(), %error, rebuilds, rebuilds_max, "stage failed; building it anew");
+                std::thread::sleep(Duration::from_millis(200) * rebuilds);
+            }
+        };
+        let thread = std::thread::Builder::new().name(stage.name().into()).spawn(work).map_err(Error::Thread)?;
+        self.stages.push(Running { stage, stop, thread });
+        Ok(())
+    }
+
+    /// Address of the HTTP endpoint.
+    pub fn http_address(&self) -> Option<std::net::SocketAddr> {
+        self.http.as_ref().map(http::Server::address)
+    }
+
+    /// Completes when a stage has ended by itself.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
+    /// Stops the stages in data order, each within the drain timeout, and returns the first failure.
+    ///
+    /// # Errors
+    /// Why a stage failed, during its work or while stopping.
+    pub fn stop(mut self) -> Result<(), Error> {
+        let mut result = Ok(());
+        // All at once: trials need not wait for texts, and each stage has a deadline of its own.
+        for running in &self.stages {
+            running.stop.cancel();
+        }
+        for Running { stage, thread, .. } in self.stages.drain(..) {
+            let ended = thread.join().unwrap_or(Err(Error::Panicked(stage.name())));
+            tracing::info!(stage = stage.name(), "stopped");
+            result = result.and(ended);
+        }
+        if let Some(http) = self.http.take() {
+            http.stop();
+        }
+        result
+    }
+}

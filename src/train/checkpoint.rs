@@ -1,0 +1,175 @@
+//! A checkpoint: a blob of tensors in chunks, sealed by a manifest that says everything else. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::record::TrialRecord;
+use crate::features::replay::Position;
+use crate::output::{Measurement, Slot};
+
+/// Bytes of a chunk: well below the 1 MB that brokers allow a batch by default.
+pub const CHUNK_BYTES: usize = 900_000;
+/// Most chunks of a checkpoint: 18 GB, above the largest model that can be built.
+pub const CHUNKS_MAX: u32 = 20_000;
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The manifest is not readable.
+    #[error("the manifest is not readable: {0}")]
+    Manifest(String),
+    /// Chunks are missing or are others than the manifest says.
+    #[error("checkpoint {number} in slot {slot} is damaged: {what}")]
+    Damaged {
+        /// Its number.
+        number: u64,
+        /// Its slot.
+        slot: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// It belongs to a trial that would compute something else.
+    #[error("checkpoint {number} does not fit the trial: `{field}` was {was} and is {is}; `sweepstream trials restart` starts the trial anew")]
+    Unfit {
+        /// Its number.
+        number: u64,
+        /// What differs.
+        field: String,
+        /// In the checkpoint.
+        was: String,
+        /// In the trial.
+        is: String,
+    },
+}
+
+/// Sums over the steps since the epoch began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochSums {
+    /// Training records.
+    pub records: u64,
+    /// Steps.
+    pub steps: u64,
+    /// Loss times records, each taken before its batch's update.
+    pub loss: f64,
+    /// Norms of the gradient.
+    pub gradient_norm: f64,
+}
+
+/// Where a trial stands, between two steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Epochs completed; the one in progress has this number, from 0.
+    pub epoch: u64,
+    /// Optimizer updates so far.
+    pub step: u64,
+    /// Training records so far, all epochs together.
+    pub records: u64,
+    /// Beginning of the window with the next record.
+    pub position: Position,
+    /// Training records of that window that are done, in shuffled order.
+    pub taken: u64,
+    /// Of the epoch in progress.
+    pub sums: EpochSums,
+    /// The best measurement so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Measurement>,
+}
+
+/// Seals a checkpoint. With the record of the trial it says all that is needed to go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Trial id.
+    pub trial: String,
+    /// Which run of the trial.
+    pub attempt: u32,
+    /// Counts checkpoints of the trial, over all attempts; its slot follows.
+    pub checkpoint: u64,
+    /// Its chunks.
+    pub chunks: u32,
+    /// Their bytes, together.
+    pub bytes: u64,
+    /// Of those bytes, hexadecimal.
+    pub sha256: String,
+    /// Where the trial stands.
+    pub progress: Progress,
+    /// What decides the weights.
+    pub identity: BTreeMap<String, serde_json::Value>,
+}
+
+impl Manifest {
+    /// Seals `blob` as the checkpoint with this number.
+    pub fn seal(record: &TrialRecord, checkpoint: u64, progress: Progress, blob: &[u8]) -> Self {
+        Self {
+            trial: record.trial.clone(),
+            attempt: record.attempt,
+            checkpoint,
+            chunks: u32::try_from(blob.len().div_ceil(CHUNK_BYTES)).unwrap_or(u32::MAX),
+            bytes: blob.len() as u64,
+            sha256: sha256_hex(blob),
+            progress,
+            identity: record.identity(),
+        }
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// Whatever the bytes are, an error says what is wrong.
+    pub fn parse(value: &[u8]) -> Result<Self, Error> {
+        let manifest: Self = serde_json::from_slice(value).map_err(|error| Error::Manifest(error.to_string()))?;
+        if manifest.chunks > CHUNKS_MAX || manifest.bytes.div_ceil(CHUNK_BYTES as u64) != u64::from(manifest.chunks) {
+            return Err(Error::Manifest(format!("{} bytes in {} chunks cannot be", manifest.bytes, manifest.chunks)));
+        }
+        Ok(manifest)
+    }
+
+    /// The value of a record.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("maps of strings and numbers can be written as JSON")
+    }
+
+    /// Puts the chunks together and checks them against the seal.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when one is missing or the digest differs.
+    pub fn open(&self, slot: Slot, chunks: &BTreeMap<u32, Vec<u8>>) -> Result<Vec<u8>, Error> {
+        let damaged = |what: String| Error::Damaged { number: self.checkpoint, slot: slot.name(), what };
+        let mut blob = Vec::new();
+        for chunk in 0..self.chunks {
+            let bytes = chunks.get(&chunk).ok_or_else(|| damaged(format!("chunk {chunk} of {} is missing", self.chunks)))?;
+            blob.extend_from_slice(bytes);
+        }
+        if blob.len() as u64 != self.bytes || sha256_hex(&blob) != self.sha256 {
+            return Err(damaged(format!("its {} bytes have another digest than the manifest says", blob.len())));
+        }
+        Ok(blob)
+    }
+
+    /// Checks that the trial would compute what this checkpoint began.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] with the first field that differs.
+    pub fn check_fits(&self, record: &TrialRecord) -> Result<(), Error> {
+        let is = record.identity();
+        let keys: std::collections::BTreeSet<&String> = is.keys().chain(self.identity.keys()).collect();
+        let show = |value: Option<&serde_json::Value>| value.map_or_else(|| "absent".into(), ToString::to_string);
+        for key in keys {
+            if is.get(key) != self.identity.get(key) {
+                return Err(Error::Unfit {
+                    number: self.checkpoint,
+                    field: key.clone(),
+                    was: show(self.identity.get(key)),
+                    is: show(is.get(key)),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// SHA-256 as lower-case hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

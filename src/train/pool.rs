@@ -1,0 +1,445 @@
+//! The trainer pool: Kafka shares the partitions of `trials` out; what is in ours, we train.
+//!
+//! ```text
+//! assigned ─► read the partition from its beginning to its end ─► run its unfinished trials, `parallel` at once
+//! revoked  ─► yield them (checkpoint), then give the partition up
+//! lost     ─► abandon them: somebody else has them already
+//! ```
+//!
+//! The thread that polls never trains: each trial has a thread of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{unbounded, Receiver, Sender};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use tokio_util::sync::CancellationToken;
+
+use super::store::{self, Stored};
+use super::trial::{self, Control, End, Order};
+use crate::config::Settings;
+use crate::kafka;
+use crate::kafka::client;
+use crate::kafka::consumer::{Member, Rebalance, Wake};
+use crate::kafka::offsets::Watermarks;
+use crate::kafka::topics::TopicSet;
+use crate::metrics::Metrics;
+use crate::output::EndState;
+use crate::status::Status;
+
+/// How long the thread sleeps when nothing happens.
+const IDLE: Duration = Duration::from_millis(100);
+/// Trial threads recurse over computation graphs.
+const STACK_BYTES: usize = 32 * 1024 * 1024;
+/// Longest pause before an interrupted trial is tried again.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Why the stage ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kafka.
+    #[error(transparent)]
+    Kafka(#[from] kafka::Error),
+    /// A thread could not be started.
+    #[error("starting a trial's thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl Error {
+    /// Can the stage be built anew and go on?
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Kafka(error) => error.passes(),
+            Self::Thread(_) => true,
+        }
+    }
+}
+
+/// What the stage works with.
+pub struct Context {
+    /// Settings of the process.
+    pub settings: Settings,
+    /// The topics as verified.
+    pub topics: TopicSet,
+    /// Where to count.
+    pub metrics: Metrics,
+    /// Where to report.
+    pub status: Status,
+    /// Cancelled to drain.
+    pub stop: CancellationToken,
+}
+
+/// Runs the stage until it is stopped or fails. Blocks; belongs on a thread of its own.
+///
+/// # Errors
+/// What the stage could not mend by itself. Trials that failed are no failure of the stage.
+pub fn run(context: &Arc<Context>) -> Result<(), Error> {
+    let wake = Wake::default();
+    let config = client::group_member(&context.settings, &context.settings.train_group());
+    let member = Member::join(&config, &context.topics.trials.name, wake.clone())?;
+    let (ended, ends) = unbounded();
+    let mut pool = Pool {
+        context,
+        member,
+        wake,
+        owned: BTreeMap::new(),
+        trials: BTreeMap::new(),
+        running: BTreeMap::new(),
+        interrupted: BTreeMap::new(),
+        ended,
+        ends,
+    };
+    let result = pool.work();
+    pool.drain();
+    pool.context.status.train().set_assigned(false);
+    pool.member.leave();
+    result
+}
+
+/// A partition of `trials` that is ours.
+struct Owned {
+    assignment: u64,
+    /// Read to its end: nothing newer is known about its trials.
+    caught_up: bool,
+}
+
+struct Running {
+    control: Control,
+    partition: i32,
+    attempt: u32,
+    thread: JoinHandle<()>,
+}
+
+/// Times an interrupted trial has been tried, and when it may be tried again.
+struct Interrupted {
+    times: u32,
+    until: Instant,
+}
+
+struct Pool<'c> {
+    context: &'c Arc<Context>,
+    member: Member,
+    wake: Wake,
+    owned: BTreeMap<i32, Owned>,
+    trials: BTreeMap<String, Stored>,
+    running: BTreeMap<String, Running>,
+    interrupted: BTreeMap<String, Interrupted>,
+    // Unbounded, but holds at most one message for each running trial.
+    ended: Sender<(String, End)>,
+    ends: Receiver<(String, End)>,
+}
+
+impl Pool<'_> {
+    fn work(&mut self) -> Result<(), Error> {
+        while !self.context.stop.is_cancelled() {
+            let mut busy = self.serve_group()?;
+            busy |= self.take_records()?;
+            busy |= self.reap();
+            busy |= self.start_trials()?;
+            if !busy {
+                self.wake.wait(IDLE);
+            }
+        }
+        Ok(())
+    }
+
+    /// Trials checkpoint and end; what does not within the timeout is left to its last checkpoint.
+    fn drain(&mut self) {
+        self.end_trials(|_| true, Order::Yield);
+        for id in self.trials.keys() {
+            self.context.status.forget_trial(id);
+            self.context.metrics.train.forget(id);
+        }
+    }
+
+    fn serve_group(&mut self) -> Result<bool, Error> {
+        let rebalance = match self.member.poll_group() {
+            Ok(None) => return Ok(false),
+            Ok(Some(rebalance)) => rebalance,
+            Err(error) if error.passes_by_itself() => {
+                if self.context.status.train().set_connected(false) {
+                    tracing::warn!(%error, "kafka is away; waiting for it");
+                }
+                return Ok(true);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.context.metrics.train.rebalances.inc();
+        let group = self.context.settings.train_group();
+        match rebalance {
+            Rebalance::Assigned(partitions) => {
+                let watermarks = Watermarks::new(&self.context.settings)?;
+                let topic = &self.context.topics.trials.name;
+                let positions = partitions
+                    .iter()
+                    .map(|&partition| Ok((partition, watermarks.extent(topic, partition)?.start)))
+                    .collect::<kafka::Result<Vec<_>>>()?;
+                self.member.take(&positions)?;
+                let state = self.member.lease().hold();
+                for (&partition, &assignment) in &state.partitions {
+                    let _ = self.owned.entry(partition).or_insert(Owned { assignment, caught_up: false });
+                }
+                tracing::info!(%group, new = partitions.len(), owned = self.owned.len(), "assigned");
+                self.context.status.train().set_assigned(true);
+            }
+            Rebalance::Revoked(partitions) => {
+                tracing::info!(%group, partitions = partitions.len(), "revoked");
+                self.end_trials(|partition| partitions.contains(&partition), Order::Yield);
+                self.give_up(&partitions)?;
+            }
+            Rebalance::Lost(partitions) => {
+                tracing::warn!(%group, partitions = partitions.len(), "lost: the group took this process for dead");
+                self.order(|partition| partitions.contains(&partition), Order::Abandon);
+                self.give_up(&partitions)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn give_up(&mut self, partitions: &[i32]) -> Result<(), Error> {
+        self.member.release(partitions)?;
+        self.owned.retain(|partition, _| !partitions.contains(partition));
+        let gone: Vec<String> = self
+            .trials
+            .iter()
+            .filter(|(_, stored)| partitions.contains(&stored.partition))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in gone {
+            self.forget(&id);
+        }
+        self.count_states();
+        Ok(())
+    }
+
+    fn forget(&mut self, id: &str) {
+        let _ = self.trials.remove(id);
+        let _ = self.interrupted.remove(id);
+        self.context.status.forget_trial(id);
+        self.context.metrics.train.forget(id);
+    }
+
+    fn order(&self, chosen: impl Fn(i32) -> bool, order: Order) {
+        for running in self.running.values().filter(|running| chosen(running.partition)) {
+            running.control.order(order);
+        }
+    }
+
+    /// Orders trials to end and waits for them, bounded by the drain timeout.
+    fn end_trials(&mut self, chosen: impl Fn(i32) -> bool, order: Order) {
+        self.order(&chosen, order);
+        let deadline = Instant::now() + self.context.settings.run.drain_timeout;
+        while self.running.values().any(|running| chosen(running.partition)) {
+            if Instant::now() >= deadline {
+                let slow: Vec<&String> =
+                    self.running.iter().filter(|(_, running)| chosen(running.partition)).map(|(id, _)| id).collect();
+                tracing::warn!(trials = ?slow, "drain timeout: left to their last checkpoints");
+                self.order(&chosen, Order::Abandon);
+                return;
+            }
+            if let Ok((id, end)) = self.ends.recv_timeout(Duration::from_millis(100)) {
+                self.ended(&id, end);
+            }
+        }
+    }
+
+    fn take_records(&mut self) -> Result<bool, Error> {
+        let mut changed = BTreeSet::new();
+        let mut taken = false;
+        let partitions: Vec<i32> = self.owned.keys().copied().collect();
+        for partition in partitions {
+            loop {
+                let change = match self.member.poll_partition(partition) {
+                    None => break,
+                    Some(Ok(message)) => {
+                        let (offset, key, value) = (message.offset(), message.key(), message.payload());
+                        let change = store::apply(&mut self.trials, partition, offset, key, value);
+                        let _ = self.member.lease().hold().committed.insert(partition, offset + 1);
+                        change
+                    }
+                    Some(Err(KafkaError::PartitionEOF(_))) => {
+                        if let Some(owned) = self.owned.get_mut(&partition) {
+                            owned.caught_up = true;
+                        }
+                        None
+                    }
+                    Some(Err(source)) => {
+                        let action = format!("consuming {}/{partition}", self.context.topics.trials.name);
+                        let error = kafka::Error::Call { action, source };
+                        if error.passes_by_itself() {
+                            break;
+                        }
+                        return Err(error.into());
+                    }
+                };
+                taken = true;
+                changed.extend(change);
+            }
+        }
+        if taken && !self.context.status.train().set_connected(true) {
+            tracing::info!("kafka is back");
+        }
+        for id in &changed {
+            self.react(id);
+        }
+        if !changed.is_empty() {
+            self.count_states();
+        }
+        Ok(taken)
+    }
+
+    /// Follows what the newest record of a trial asks for.
+    fn react(&mut self, id: &str) {
+        let Some(stored) = self.trials.get(id) else {
+            if let Some(running) = self.running.get(id) {
+                running.control.order(Order::Abandon);
+            }
+            self.forget(id);
+            return;
+        };
+        let record = &stored.record;
+        if let Some(running) = self.running.get(id) {
+            if running.attempt != record.attempt {
+                running.control.order(Order::Abandon);
+            } else if record.stop {
+                running.control.order(Order::Stop);
+            }
+        }
+        let running = self.running.contains_key(id);
+        self.context.status.trial(id, |status| {
+            status.search.clone_from(&record.search);
+            status.number = record.number;
+            status.model = record.model.name().into();
+            status.epochs = record.parameters.epochs;
+            match &record.outcome {
+                Some(outcome) => status.state = outcome.state.name().into(),
+                None if !running => status.state = "waiting".into(),
+                None => {}
+            }
+        });
+    }
+
+    fn reap(&mut self) -> bool {
+        let mut reaped = false;
+        while let Ok((id, end)) = self.ends.try_recv() {
+            self.ended(&id, end);
+            reaped = true;
+        }
+        reaped
+    }
+
+    fn ended(&mut self, id: &str, end: End) {
+        if let Some(running) = self.running.remove(id) {
+            // The thread has sent its last word; joining only waits for its stack to go.
+            drop(running.thread.join());
+        }
+        self.context.metrics.train.forget(id);
+        match end {
+            End::Outcome(outcome) => {
+                let best = outcome.best.as_ref().and_then(|best| {
+                    let stored = self.trials.get(id)?;
+                    Some((stored.record.objective.name(), stored.record.objective.value(best)?))
+                });
+                tracing::info!(trial = %id, state = outcome.state.name(), reason = outcome.reason, epochs = outcome.epochs, best = ?best, "trial ended");
+                let _ = self.interrupted.remove(id);
+                self.context.status.trial(id, |status| status.state = outcome.state.name().into());
+                // The record with the outcome is on its way back to us; until then it must not be started again.
+                if let Some(stored) = self.trials.get_mut(id) {
+                    if stored.record.attempt == outcome.attempt {
+                        stored.record.outcome = Some(*outcome);
+                    }
+                }
+            }
+            End::Yielded => {
+                let _ = self.interrupted.remove(id);
+                self.context.status.trial(id, |status| status.state = "waiting".into());
+            }
+            End::Interrupted(reason) => {
+                let times = self.interrupted.get(id).map_or(1, |interrupted| interrupted.times + 1);
+                // Long enough for the group to tell us if the trial is somebody else's by now.
+                let pause = (self.context.settings.kafka.session_timeout * times).min(PAUSE_MAX);
+                tracing::warn!(trial = %id, reason, times, ?pause, "trial interrupted; it goes on from its last checkpoint if it is still ours");
+                let _ = self.interrupted.insert(id.to_owned(), Interrupted { times, until: Instant::now() + pause });
+                self.context.status.trial(id, |status| status.state = "waiting".into());
+            }
+        }
+        if !self.trials.contains_key(id) {
+            self.forget(id);
+        }
+        self.count_states();
+    }
+
+    fn start_trials(&mut self) -> Result<bool, Error> {
+        let parallel = self.context.settings.train.parallel();
+        let mut started = false;
+        while self.running.len() < parallel {
+            let Some((id, assignment)) = self.next_trial() else { break };
+            self.start(&id, assignment)?;
+            started = true;
+        }
+        if started {
+            self.count_states();
+        }
+        Ok(started)
+    }
+
+    /// The oldest trial that waits, in the order of search and number.
+    fn next_trial(&self) -> Option<(String, u64)> {
+        let now = Instant::now();
+        self.trials
+            .iter()
+            .filter(|(id, stored)| stored.record.outcome.is_none() && !self.running.contains_key(*id))
+            .filter(|(id, _)| self.interrupted.get(*id).is_none_or(|interrupted| interrupted.until <= now))
+            .filter_map(|(id, stored)| {
+                let owned = self.owned.get(&stored.partition).filter(|owned| owned.caught_up)?;
+                Some(((stored.record.created_ms, stored.record.number), id.clone(), owned.assignment))
+            })
+            .min()
+            .map(|(_, id, assignment)| (id, assignment))
+    }
+
+    fn start(&mut self, id: &str, assignment: u64) -> Result<(), Error> {
+        let Some(stored) = self.trials.get(id).cloned() else { return Ok(()) };
+        let control = Control::default();
+        if stored.record.stop {
+            control.order(Order::Stop);
+        }
+        self.context.status.trial(id, |status| status.state = "running".into());
+        let (context, lease) = (Arc::clone(self.context), Arc::clone(self.member.lease()));
+        let (ended, wake) = (self.ended.clone(), self.wake.clone());
+        let (partition, attempt) = (stored.partition, stored.record.attempt);
+        let (name, own_control) = (id.to_owned(), control.clone());
+        let work = move || {
+            // A panic outside the trial's own computation must still free its place.
+            let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                trial::run(&context, &stored, &lease, assignment, &own_control)
+            }));
+            let end = worked.unwrap_or_else(|_| End::Interrupted("its thread panicked; the log says where".into()));
+            drop(ended.send((name, end)));
+            wake.notify();
+        };
+        let thread = std::thread::Builder::new().name(format!("trial-{id}")).stack_size(STACK_BYTES).spawn(work)?;
+        let running = Running { control, partition, attempt, thread };
+        let _ = self.running.insert(id.to_owned(), running);
+        Ok(())
+    }
+
+    fn count_states(&self) {
+        let mut counts: BTreeMap<&str, usize> = EndState::ALL.iter().map(|state| (state.name(), 0)).collect();
+        counts.extend([("waiting", 0), ("running", self.running.len())]);
+        for (id, stored) in &self.trials {
+            let state = match &stored.record.outcome {
+                _ if self.running.contains_key(id) => continue,
+                Some(outcome) => outcome.state.name(),
+                None => "waiting",
+            };
+            *counts.entry(state).or_default() += 1;
+        }
+        for (state, count) in counts {
+            crate::metrics::set(&self.context.metrics.train.trials.with_label_values(&[state]), count);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! A record of `trials`: what to train, and how it ended. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::model::ModelSpec;
+use super::optimizer::OptimizerSpec;
+use super::search::{ModelName, Parameters};
+use crate::features::range::{PartitionRange, Range};
+use crate::features::replay::Reading;
+use crate::output::{Objective, Outcome};
+
+/// Changes whenever the same inputs would give other weights; a checkpoint of another version is refused.
+pub const TRAINING_FORMAT: u32 = 1;
+
+/// One trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrialRecord {
+    /// Search id.
+    pub search: String,
+    /// Trial id: the search id and the number.
+    pub trial: String,
+    /// From 0, in the order of the search file.
+    pub number: u32,
+    /// Trials of the search, all together.
+    pub trials: u32,
+    /// What it computes.
+    pub model: ModelName,
+    /// With which hyper-parameters.
+    pub parameters: Parameters,
+    /// What the search tries to find.
+    pub objective: Objective,
+    /// The search's seed.
+    pub seed: u64,
+    /// The features topic.
+    pub topic: String,
+    /// Partition → first offset and one past the last.
+    pub range: BTreeMap<i32, (i64, i64)>,
+    /// Partition → records in its range.
+    pub records: BTreeMap<i32, u64>,
+    /// Partition → digest over its range.
+    pub digests: BTreeMap<i32, String>,
+    /// Sorted by name; a label's place is its class.
+    pub labels: Vec<String>,
+    /// Rows read of each matrix.
+    pub rows_max: usize,
+    /// Numbers in a row.
+    pub dim: usize,
+    /// Version of the computation.
+    pub training_format: u32,
+    /// It begins with weights given with the search, in the checkpoint slot `initial`.
+    #[serde(default)]
+    pub initial: bool,
+    /// Unix time in milliseconds at which the search started.
+    pub created_ms: u64,
+    /// Which run of the trial this is; `trials restart` begins another.
+    #[serde(default)]
+    pub attempt: u32,
+    /// Somebody asked it to stop.
+    #[serde(default)]
+    pub stop: bool,
+    /// How it ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+impl TrialRecord {
+    /// Reads the value of a record.
+    ///
+    /// # Errors
+    /// Says where the JSON is wrong.
+    pub fn parse(value: &[u8]) -> Result<Self, String> {
+        let record: Self = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+        let partitions = |keys: Vec<&i32>| keys == record.range.keys().collect::<Vec<_>>();
+        if !partitions(record.records.keys().collect()) || !partitions(record.digests.keys().collect()) {
+            return Err("`range`, `records` and `digests` name different partitions".into());
+        }
+        if record.trial.contains('/') {
+            return Err("`trial` contains `/`".into());
+        }
+        Ok(record)
+    }
+
+    /// The value of a record.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("maps of strings and numbers can be written as JSON")
+    }
+
+    /// The frozen range.
+    pub fn range(&self) -> Range {
+        let partitions = self
+            .range
+            .iter()
+            .map(|(&partition, &(start, end))| PartitionRange {
+                partition,
+                start,
+                end,
+                records: self.records.get(&partition).copied().unwrap_or(0),
+                digest: self.digests.get(&partition).cloned().unwrap_or_default(),
+            })
+            .collect();
+        Range { topic: self.topic.clone(), partitions }
+    }
+
+    /// How its records are read.
+    pub fn reading(&self) -> Reading {
+        Reading {
+            window: self.parameters.window.max(1),
+            rows_max: self.rows_max,
+            dim: self.dim,
+            validation: self.parameters.validation,
+            labels: self.labels.clone(),
+            labelled_only: self.model.is_classifier(),
+        }
+    }
+
+    /// The model it trains.
+    pub fn model_spec(&self) -> ModelSpec {
+        self.parameters.model_spec(self.model, self.rows_max, self.dim, self.labels.len())
+    }
+
+    /// The optimizer it uses.
+    pub fn optimizer_spec(&self) -> OptimizerSpec {
+        self.parameters.optimizer_spec()
+    }
+
+    /// Everything that decides the weights, for comparison with a checkpoint: field → value.
+    pub fn identity(&self) -> BTreeMap<String, serde_json::Value> {
+        let mut fields = BTreeMap::from([
+            ("model".to_owned(), serde_json::json!(self.model)),
+            ("seed".to_owned(), serde_json::json!(self.seed)),
+            ("number".to_owned(), serde_json::json!(self.number)),
+            ("records".to_owned(), serde_json::json!(self.records)),
+            ("digests".to_owned(), serde_json::json!(self.digests)),
+            ("labels".to_owned(), serde_json::json!(self.labels)),
+            ("rows_max".to_owned(), serde_json::json!(self.rows_max)),
+            ("dim".to_owned(), serde_json::json!(self.dim)),
+            ("training_format".to_owned(), serde_json::json!(self.training_format)),
+            ("initial".to_owned(), serde_json::json!(self.initial)),
+        ]);
+        if let Ok(serde_json::Value::Object(parameters)) = serde_json::to_value(&self.parameters) {
+            fields.extend(parameters.into_iter().map(|(key, value)| (format!("parameters.{key}"), value)));
+        }
+        fields
+    }
+}

@@ -1,0 +1,357 @@
+//! Trials and their output as they stand in Kafka.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::checkpoint::{self, Manifest};
+use super::record::TrialRecord;
+use crate::config::Settings;
+use crate::kafka::client::{self, LogContext};
+use crate::kafka::offsets::{scan, Watermarks};
+use crate::kafka::transaction::{Outgoing, TransactionalProducer};
+use crate::kafka::{Error, Result};
+use crate::output::{Key, Kind, Measurement, Outcome, Slot, KIND_HEADER};
+
+/// Steps from one trial's partition to the next one's: prime to any count but its own multiples, so that the trials
+/// of a search spread over all partitions, and neighbours far apart.
+const PARTITION_STRIDE: u32 = 13;
+
+/// The partition of `trials`, and of `output`, that a trial's records are in.
+pub fn partition_of(search: &str, number: u32, partitions: i32) -> i32 {
+    let count = u32::try_from(partitions).unwrap_or(1).max(1);
+    let first = crc32fast::hash(search.as_bytes()) % count;
+    let stride = if count.is_multiple_of(PARTITION_STRIDE) { 1 } else { PARTITION_STRIDE };
+    i32::try_from((first + number % count * stride) % count).unwrap_or(0)
+}
+
+/// A trial, and the partition its records are in.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The record.
+    pub record: TrialRecord,
+    /// Of `trials` and of `output`.
+    pub partition: i32,
+}
+
+/// Reads all trials, in the order of their ids.
+///
+/// # Errors
+/// When Kafka fails. Records that are no trials are left out and logged.
+pub fn trials(settings: &Settings) -> Result<BTreeMap<String, Stored>> {
+    let topic = &settings.topics.trials;
+    let watermarks = Watermarks::new(settings)?;
+    let mut extents = BTreeMap::new();
+    for partition in 0..watermarks.partitions(topic)? {
+        let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
+    }
+    let mut trials = BTreeMap::new();
+    scan(settings, topic, &extents, |message| {
+        let _ = apply(&mut trials, message.partition(), message.offset(), message.key(), message.payload());
+        Ok::<(), Error>(())
+    })?;
+    Ok(trials)
+}
+
+/// Applies one record of `trials` to what is known; returns the id it was about.
+pub fn apply(
+    trials: &mut BTreeMap<String, Stored>,
+    partition: i32,
+    offset: i64,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+) -> Option<String> {
+    let id = String::from_utf8_lossy(key?).into_owned();
+    let Some(value) = value else {
+        let _ = trials.remove(&id);
+        return Some(id);
+    };
+    match TrialRecord::parse(value) {
+        Ok(record) if record.trial == id => {
+            let _ = trials.insert(id.clone(), Stored { record, partition });
+            Some(id)
+        }
+        Ok(record) => {
+            tracing::warn!(partition, offset, key = %id, trial = %record.trial, "a record of `trials` has another trial's key; ignored");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(partition, offset, key = %id, %error, "a record of `trials` is unreadable; ignored");
+            None
+        }
+    }
+}
+
+/// What `output` holds of one trial.
+#[derive(Debug, Default)]
+pub struct TrialOutput {
+    /// By epoch and step.
+    pub measurements: BTreeMap<(u64, u64), Measurement>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    manifests: BTreeMap<Slot, std::result::Result<Manifest, checkpoint::Error>>,
+    chunks: BTreeMap<Slot, BTreeMap<u32, Vec<u8>>>,
+}
+
+/// Which trials' output is read, and whether checkpoints are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Measurements and outcomes.
+    Measurements,
+    /// Checkpoints, too.
+    Checkpoints,
+}
+
+/// Reads the output of trials (id → partition).
+///
+/// # Errors
+/// When Kafka fails.
+pub fn output(settings: &Settings, trials: &BTreeMap<String, i32>, want: Want) -> Result<BTreeMap<String, TrialOutput>> {
+    let topic = &settings.topics.output;
+    let watermarks = Watermarks::new(settings)?;
+    let mut extents = BTreeMap::new();
+    for &partition in trials.values() {
+        if !extents.contains_key(&partition) {
+            let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
+        }
+    }
+    let mut found: BTreeMap<String, TrialOutput> = trials.keys().map(|id| (id.clone(), TrialOutput::default())).collect();
+    scan(settings, topic, &extents, |message| {
+        let key = message.key().and_then(Key::parse);
+        if let Some((key, output)) = key.and_then(|key| Some((key.clone(), found.get_mut(key.trial())?))) {
+            output.apply(&key, message.payload(), want);
+        }
+        Ok::<(), Error>(())
+    })?;
+    Ok(found)
+}
+
+impl TrialOutput {
+    fn apply(&mut self, key: &Key<'_>, value: Option<&[u8]>, want: Want) {
+        match (key, value) {
+            (Key::Measurement { epoch, step, .. }, value) => {
+                let parsed = value.and_then(|value| serde_json::from_slice(value).ok());
+                match parsed {
+                    Some(measurement) => drop(self.measurements.insert((*epoch, *step), measurement)),
+                    None => drop(self.measurements.remove(&(*epoch, *step))),
+                }
+            }
+            (Key::Outcome { .. }, value) => {
+                self.outcome = value.and_then(|value| serde_json::from_slice(value).ok());
+            }
+            (Key::Chunk { .. } | Key::Manifest { .. }, _) if want == Want::Measurements => {}
+            (Key::Chunk { slot, chunk, .. }, Some(value)) => {
+                drop(self.chunks.entry(*slot).or_default().insert(*chunk, value.to_vec()));
+            }
+            (Key::Chunk { slot, chunk, .. }, None) => {
+                drop(self.chunks.entry(*slot).or_default().remove(chunk));
+            }
+            (Key::Manifest { slot, .. }, Some(value)) => drop(self.manifests.insert(*slot, Manifest::parse(value))),
+            (Key::Manifest { slot, .. }, None) => drop(self.manifests.remove(slot)),
+        }
+    }
+
+    /// Number of the newest checkpoint of any attempt.
+    pub fn newest_number(&self) -> Option<u64> {
+        let running = self.manifests.iter().filter(|(slot, _)| **slot != Slot::Initial);
+        running.filter_map(|(_, manifest)| manifest.as_ref().ok()).map(|manifest| manifest.checkpoint).max()
+    }
+
+    /// The newest checkpoint of an attempt that is whole; damaged ones are returned as errors to be counted.
+    pub fn newest(&self, attempt: u32) -> (Option<(Manifest, Vec<u8>)>, Vec<checkpoint::Error>) {
+        let mut damaged = Vec::new();
+        let mut whole: Option<(Manifest, Vec<u8>)> = None;
+        for (slot, manifest) in self.manifests.iter().filter(|(slot, _)| **slot != Slot::Initial) {
+            let opened = match manifest {
+                Ok(manifest) if manifest.attempt != attempt => continue,
+                Ok(manifest) => self.open(*slot, manifest),
+                Err(error) => Err(checkpoint::Error::Manifest(error.to_string())),
+            };
+            match opened {
+                Ok((manifest, blob)) => {
+                    if whole.as_ref().is_none_or(|(best, _)| best.checkpoint < manifest.checkpoint) {
+                        whole = Some((manifest, blob));
+                    }
+                }
+                Err(error) => damaged.push(error),
+            }
+        }
+        (whole, damaged)
+    }
+
+    /// The state that the trial begins with, when it was given one.
+    ///
+    /// # Errors
+    /// When it is missing or damaged.
+    pub fn initial(&self) -> std::result::Result<Vec<u8>, checkpoint::Error> {
+        match self.manifests.get(&Slot::Initial) {
+            Some(Ok(manifest)) => Ok(self.open(Slot::Initial, manifest)?.1),
+            Some(Err(error)) => Err(checkpoint::Error::Manifest(error.to_string())),
+            None => Err(checkpoint::Error::Manifest("the initial weights are missing".into())),
+        }
+    }
+
+    fn open(&self, slot: Slot, manifest: &Manifest) -> std::result::Result<(Manifest, Vec<u8>), checkpoint::Error> {
+        let empty = BTreeMap::new();
+        Ok((manifest.clone(), manifest.open(slot, self.chunks.get(&slot).unwrap_or(&empty))?))
+    }
+
+    /// Keys of everything that was found, for deleting it.
+    pub fn keys<'t>(&self, trial: &'t str) -> Vec<Key<'t>> {
+        let measurements = self.measurements.keys().map(|&(epoch, step)| Key::Measurement { trial, epoch, step });
+        let outcome = self.outcome.iter().map(|_| Key::Outcome { trial });
+        let manifests = self.manifests.keys().map(|&slot| Key::Manifest { trial, slot });
+        let chunks = self.chunks.iter().flat_map(|(&slot, chunks)| chunks.keys().map(move |&chunk| Key::Chunk { trial, slot, chunk }));
+        measurements.chain(outcome).chain(manifests).chain(chunks).collect()
+    }
+}
+
+/// Follows trials as their records change, from now on, as long as `each` returns true.
+///
+/// `each` sees all of them, first as given and then after every change, at least once a second.
+///
+/// # Errors
+/// When Kafka fails for good.
+pub fn follow(
+    settings: &Settings,
+    known: &[Stored],
+    mut each: impl FnMut(&BTreeMap<String, Stored>) -> bool,
+) -> Result<()> {
+    let topic = &settings.topics.trials;
+    let mut trials: BTreeMap<String, Stored> =
+        known.iter().map(|stored| (stored.record.trial.clone(), stored.clone())).collect();
+    let ids: BTreeSet<String> = trials.keys().cloned().collect();
+    let watermarks = Watermarks::new(settings)?;
+    let partitions: BTreeSet<i32> = known.iter().map(|stored| stored.partition).collect();
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        let start = watermarks.extent(topic, partition)?.start;
+        list.add_partition_offset(topic, partition, Offset::Offset(start))
+            .map_err(Error::call(format!("reading {topic}/{partition}")))?;
+    }
+    let config = client::replay(settings, &format!("{}.follow", settings.application_id), 1);
+    let consumer: BaseConsumer<LogContext> = BaseConsumer::from_config_and_context(&config, LogContext)
+        .map_err(Error::call("creating a Kafka client"))?;
+    consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
+    while each(&trials) {
+        match consumer.poll(Duration::from_secs(1)) {
+            Some(Ok(message)) => {
+                let id = message.key().map(String::from_utf8_lossy);
+                if id.is_some_and(|id| ids.contains(id.as_ref())) {
+                    let _ = apply(&mut trials, message.partition(), message.offset(), message.key(), message.payload());
+                }
+            }
+            Some(Err(error)) => tracing::debug!(%error, "while following trials"),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes to `trials` and `output` from outside the pool, in one transaction.
+///
+/// # Errors
+/// When Kafka refuses; nothing is visible then.
+pub fn publish(settings: &Settings, records: &[(i32, Written<'_>)]) -> Result<()> {
+    let id = format!("{}.cli.{}", settings.application_id, uuid::Uuid::new_v4());
+    let mut producer = TransactionalProducer::new(settings, &id, 1_048_588)?;
+    let mut transaction = producer.begin()?;
+    for (partition, record) in records {
+        record.send(settings, &mut transaction, *partition)?;
+    }
+    transaction.commit()
+}
+
+/// A record of `trials` or `output`.
+#[derive(Clone, Debug)]
+pub enum Written<'b> {
+    /// The state of a trial; none deletes it.
+    Trial(String, Option<Vec<u8>>),
+    /// A record of output; none deletes it.
+    Output(String, Kind, Option<Cow<'b, [u8]>>),
+}
+
+impl<'b> Written<'b> {
+    /// A trial as it stands.
+    pub fn trial(record: &TrialRecord) -> Self {
+        Self::Trial(record.trial.clone(), Some(record.to_json()))
+    }
+
+    /// A measurement.
+    pub fn measurement(measurement: &Measurement) -> Self {
+        let Measurement { trial, epoch, step, .. } = measurement;
+        let key = Key::Measurement { trial, epoch: *epoch, step: *step };
+        Self::Output(key.to_string(), Kind::Measurement, serde_json::to_vec(measurement).ok().map(Cow::Owned))
+    }
+
+    /// An outcome.
+    pub fn outcome(outcome: &Outcome) -> Self {
+        let key = Key::Outcome { trial: &outcome.trial }.to_string();
+        Self::Output(key, Kind::Outcome, serde_json::to_vec(outcome).ok().map(Cow::Owned))
+    }
+
+    /// The chunks and the manifest of a checkpoint.
+    pub fn checkpoint(manifest: &Manifest, slot: Slot, blob: &'b [u8]) -> Vec<Self> {
+        let trial = manifest.trial.as_str();
+        let chunks = (0_u32..).zip(blob.chunks(checkpoint::CHUNK_BYTES)).map(|(chunk, bytes)| {
+            Self::Output(Key::Chunk { trial, slot, chunk }.to_string(), Kind::CheckpointChunk, Some(Cow::Borrowed(bytes)))
+        });
+        let seal = Self::Output(
+            Key::Manifest { trial, slot }.to_string(),
+            Kind::CheckpointManifest,
+            Some(Cow::Owned(manifest.to_json())),
+        );
+        chunks.chain([seal]).collect()
+    }
+
+    /// Sends it inside a transaction.
+    ///
+    /// # Errors
+    /// When the client refuses it.
+    pub fn send(
+        &self,
+        settings: &Settings,
+        transaction: &mut crate::kafka::transaction::Transaction<'_>,
+        partition: i32,
+    ) -> Result<()> {
+        match self {
+            Self::Trial(key, value) => transaction.send(&Outgoing {
+                topic: &settings.topics.trials,
+                partition,
+                key: Some(key.as_bytes()),
+                value: value.as_deref(),
+                headers: &[],
+            }),
+            Self::Output(key, kind, value) => transaction.send(&Outgoing {
+                topic: &settings.topics.output,
+                partition,
+                key: Some(key.as_bytes()),
+                value: value.as_deref(),
+                headers: &[(KIND_HEADER, Some(kind.name().as_bytes()))],
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trials_of_a_search_spread_over_all_partitions() {
+        let mut counts = [0; 32];
+        for number in 0..64 {
+            counts[partition_of("genres-1", number, 32) as usize] += 1;
+        }
+        assert_eq!(counts, [2; 32]);
+        for count in [7, 13, 26] {
+            let used: std::collections::BTreeSet<i32> = (0..100).map(|number| partition_of("x", number, count)).collect();
+            assert_eq!(used, (0..count).collect());
+        }
+    }
+}
