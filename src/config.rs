@@ -341,10 +341,7 @@ pub struct Run {
 
 impl Default for Run {
     fn default() -> Self {
-        Self {
-            drain_timeout: Duration::from_secs(15),
-            rebuilds_max: NonZeroU32::new(5).expect("five is not zero"),
-        }
+        Self { drain_timeout: Duration::from_secs(15), rebuilds_max: NonZeroU32::new(5).expect("five is not zero") }
     }
 }
 
@@ -379,8 +376,8 @@ impl Settings {
     ) -> Result<Self, Error> {
         let mut figment = Figment::from(Serialized::defaults(Settings::default()));
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| Error::File { path: path.to_path_buf(), source })?;
+            let text =
+                std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_path_buf(), source })?;
             figment = figment.merge(Named {
                 name: path.display().to_string(),
                 dict: Toml::string(&text)
@@ -535,7 +532,9 @@ fn nonzero(value: usize) -> NonZeroUsize {
 
 /// Is the value of this librdkafka property something nobody should read in a log?
 fn is_secret(name: &str) -> bool {
-    ["password", "secret", "token", ".pem", "jaas", "credential", "oauthbearer.config"].iter().any(|part| name.contains(part))
+    ["password", "secret", "token", ".pem", "jaas", "credential", "oauthbearer.config"]
+        .iter()
+        .any(|part| name.contains(part))
 }
 
 /// Properties that promises rest on, and what to set instead.
@@ -547,9 +546,16 @@ fn reserved_property(name: &str) -> Option<&'static str> {
         "group.instance.id" => "set `kafka.group_instance_id`",
         "session.timeout.ms" => "set `kafka.session_timeout`",
         "transaction.timeout.ms" => "set `kafka.transaction_timeout`",
-        "isolation.level" | "auto.offset.reset" | "enable.auto.commit" | "enable.auto.offset.store"
-        | "enable.idempotence" | "enable.partition.eof" | "acks" | "request.required.acks"
-        | "max.in.flight.requests.per.connection" | "max.in.flight" => "remove it",
+        "isolation.level"
+        | "auto.offset.reset"
+        | "enable.auto.commit"
+        | "enable.auto.offset.store"
+        | "enable.idempotence"
+        | "enable.partition.eof"
+        | "acks"
+        | "request.required.acks"
+        | "max.in.flight.requests.per.connection"
+        | "max.in.flight" => "remove it",
         _ => return None,
     })
 }
@@ -664,7 +670,9 @@ fn flattened_properties<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BT
             serde_json::Value::String(text) => text,
             serde_json::Value::Number(number) => number.to_string(),
             serde_json::Value::Bool(flag) => flag.to_string(),
-            other => return Err(format!("property `{prefix}` has the value {other}; text, a number or a boolean is needed")),
+            other => {
+                return Err(format!("property `{prefix}` has the value {other}; text, a number or a boolean is needed"))
+            }
         };
         let _ = into.insert(prefix.to_owned(), text);
         Ok(())

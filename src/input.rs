@@ -103,9 +103,7 @@ pub fn document(settings: &Input, value: Option<&[u8]>, label: Option<&[u8]>) ->
     let value = value.ok_or(Invalid::NullValue)?;
     let header_label = label.map(|bytes| utf8("the label", bytes)).transpose()?.map(str::to_owned);
     let document = match settings.format {
-        InputFormat::Plain => {
-            Document { text: utf8("the value", value)?.to_owned(), label: header_label, id: None }
-        }
+        InputFormat::Plain => Document { text: utf8("the value", value)?.to_owned(), label: header_label, id: None },
         InputFormat::Json => json_document(settings, value, header_label)?,
     };
     let (bytes, max) = (document.text.len(), settings.text_bytes_max.get());
@@ -125,7 +123,11 @@ fn json_document(settings: &Input, value: &[u8], header_label: Option<String>) -
     let text = match object.get(&settings.text_field) {
         Some(serde_json::Value::String(text)) => text.clone(),
         Some(other) => {
-            return Err(Invalid::FieldType { field: settings.text_field.clone(), found: kind(other), wanted: "a string" })
+            return Err(Invalid::FieldType {
+                field: settings.text_field.clone(),
+                found: kind(other),
+                wanted: "a string",
+            })
         }
         None => return Err(Invalid::MissingField(settings.text_field.clone())),
     };

@@ -118,10 +118,8 @@ impl Metrics {
         let registry = Registry::new();
         let embed = Embed::register(&registry)?;
         let train = Train::register(&registry)?;
-        let info = IntGaugeVec::new(
-            Opts::new("sweepstream_build_info", "Always 1; the version is a label."),
-            &["version"],
-        )?;
+        let info =
+            IntGaugeVec::new(Opts::new("sweepstream_build_info", "Always 1; the version is a label."), &["version"])?;
         registry.register(Box::new(info.clone()))?;
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self { registry, embed, train })
@@ -151,18 +149,28 @@ impl Embed {
             )?,
             padding_ratio: r.gauge("embed_padding_ratio", "Share of padding in the tokens of the last chunk.")?,
             inference_duration: r.seconds("embed_inference_duration_seconds", "Time of an inference call.")?,
-            transaction_duration: r.seconds("features_transaction_duration_seconds", "Time of a transaction of the embed stage.")?,
-            transactions: r.counters("features_transactions_total", "Transactions of the embed stage, by outcome.", "outcome")?,
-            latency: r.seconds("embed_latency_seconds", "From the input record's timestamp to the commit of its verdict.")?,
+            transaction_duration: r
+                .seconds("features_transaction_duration_seconds", "Time of a transaction of the embed stage.")?,
+            transactions: r.counters(
+                "features_transactions_total",
+                "Transactions of the embed stage, by outcome.",
+                "outcome",
+            )?,
+            latency: r
+                .seconds("embed_latency_seconds", "From the input record's timestamp to the commit of its verdict.")?,
             lag: {
                 let lag = IntGaugeVec::new(
-                    Opts::new("sweepstream_consumer_lag_records", "Last stable offset less committed offset, of partitions this process owns."),
+                    Opts::new(
+                        "sweepstream_consumer_lag_records",
+                        "Last stable offset less committed offset, of partitions this process owns.",
+                    ),
                     &["topic", "partition"],
                 )?;
                 registry.register(Box::new(lag.clone()))?;
                 lag
             },
-            rebalances: r.counter("embed_rebalances_total", "Rebalances of the embed group that reached this process.")?,
+            rebalances: r
+                .counter("embed_rebalances_total", "Rebalances of the embed group that reached this process.")?,
         };
         for reason in crate::input::Invalid::REASONS {
             embed.dead_letters.with_label_values(&[reason]).reset();
@@ -182,17 +190,32 @@ impl Train {
             epochs: r.counter("trial_epochs_total", "Epochs finished, all trials together.")?,
             steps: r.counter("trial_steps_total", "Optimizer updates, all trials together.")?,
             records: r.counter("trial_records_total", "Records replayed, all trials together.")?,
-            records_per_second: r.gauge("trial_records_per_second", "Records replayed per second since the last scrape of progress, all trials together.")?,
+            records_per_second: r.gauge(
+                "trial_records_per_second",
+                "Records replayed per second since the last scrape of progress, all trials together.",
+            )?,
             checkpoint_bytes: r.counter("checkpoint_bytes_total", "Bytes of checkpoints committed.")?,
-            checkpoints_damaged: r.counter("checkpoints_damaged_total", "Checkpoints found damaged when a trial was taken over; the one before was used.")?,
+            checkpoints_damaged: r.counter(
+                "checkpoints_damaged_total",
+                "Checkpoints found damaged when a trial was taken over; the one before was used.",
+            )?,
             epoch_duration: r.seconds("trial_epoch_duration_seconds", "Time of an epoch of a trial.")?,
-            transaction_duration: r.seconds("output_transaction_duration_seconds", "Time of a checkpoint's transaction.")?,
+            transaction_duration: r
+                .seconds("output_transaction_duration_seconds", "Time of a checkpoint's transaction.")?,
             transactions: r.counters("output_transactions_total", "Checkpoint transactions, by outcome.", "outcome")?,
-            rebalances: r.counter("train_rebalances_total", "Rebalances of the train group that reached this process.")?,
+            rebalances: r
+                .counter("train_rebalances_total", "Rebalances of the train group that reached this process.")?,
             trial_epoch: r.gauges("trial_epoch", "Epoch that a running trial is in, from 0.", "trial")?,
-            trial_lag: r.gauges("trial_lag_records", "Records of its range that a running trial has still to read in this epoch.", "trial")?,
+            trial_lag: r.gauges(
+                "trial_lag_records",
+                "Records of its range that a running trial has still to read in this epoch.",
+                "trial",
+            )?,
             trial_loss: {
-                let loss = GaugeVec::new(Opts::new("sweepstream_trial_loss", "Training loss of a running trial's last step."), &["trial"])?;
+                let loss = GaugeVec::new(
+                    Opts::new("sweepstream_trial_loss", "Training loss of a running trial's last step."),
+                    &["trial"],
+                )?;
                 registry.register(Box::new(loss.clone()))?;
                 loss
             },

@@ -324,7 +324,8 @@ mod tests {
         for key in keys {
             assert_eq!(Key::parse(key.to_string().as_bytes()), Some(key));
         }
-        for stranger in ["", "t", "t/outcome/1", "t/measurement/1", "t/checkpoint/z/1", "t/checkpoint/a/-1", "t/x/1/2"] {
+        for stranger in ["", "t", "t/outcome/1", "t/measurement/1", "t/checkpoint/z/1", "t/checkpoint/a/-1", "t/x/1/2"]
+        {
             assert_eq!(Key::parse(stranger.as_bytes()), None, "{stranger}");
         }
         assert_eq!(Key::parse(b"\xff"), None);
@@ -348,7 +349,8 @@ mod tests {
             time_ms: 0,
         };
         let objective = Objective::ValidationAccuracy;
-        let (good, bad, none) = (measurement(Some(0.9), None), measurement(Some(0.2), Some(0.1)), measurement(None, Some(0.01)));
+        let (good, bad, none) =
+            (measurement(Some(0.9), None), measurement(Some(0.2), Some(0.1)), measurement(None, Some(0.01)));
         assert_eq!(objective.compare(&good, &bad), Ordering::Less);
         assert_eq!(objective.compare(&none, &bad), Ordering::Greater);
         assert_eq!(objective.compare(&none, &measurement(None, Some(0.02))), Ordering::Less);

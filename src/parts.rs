@@ -77,7 +77,9 @@ impl Parts {
     pub fn model(&self, settings: &Settings) -> Result<ModelFiles, Missing> {
         let (folder, name) = match &settings.embed.model_dir {
             Some(folder) => {
-                let name = folder.file_name().map_or_else(|| settings.embed.model.clone(), |name| name.to_string_lossy().into_owned());
+                let name = folder
+                    .file_name()
+                    .map_or_else(|| settings.embed.model.clone(), |name| name.to_string_lossy().into_owned());
                 (folder.clone(), name)
             }
             None => (self.folder.join("models").join(&settings.embed.model), settings.embed.model.clone()),

@@ -112,15 +112,8 @@ impl Topology {
         let declarations = Declarations::load(settings)?;
         let topics = declarations.ensure(settings, model.as_ref().map(|model| model.matrix_bytes_max))?;
         let http = http::Server::start(settings, metrics.clone(), status.clone())?;
-        let mut topology = Self {
-            stages: Vec::new(),
-            http: Some(http),
-            status,
-            metrics,
-            topics,
-            settings: settings.clone(),
-            ended,
-        };
+        let mut topology =
+            Self { stages: Vec::new(), http: Some(http), status, metrics, topics, settings: settings.clone(), ended };
         if let Some(model) = model {
             topology.start_embed(model)?;
         }

@@ -119,7 +119,8 @@ fn train(topology: &Topology, started: &Started) -> Result {
             .filter(|trial| trial.state == "running")
             .map(|trial| format!("#{} {} loss {:.3}", trial.number, trial.model, trial.loss.unwrap_or(f64::NAN)))
             .collect();
-        progress.set(ours.iter().map(|trial| trial.epoch).sum(), &format!("{ended} trials ended; {}", running.join(", ")));
+        progress
+            .set(ours.iter().map(|trial| trial.epoch).sum(), &format!("{ended} trials ended; {}", running.join(", ")));
         ended == started.trials.len()
     })?;
     progress.finish();
@@ -170,9 +171,8 @@ fn genre(name: &str) -> Option<&'static str> {
 /// Sentences of four broad genres, evenly from the whole corpus, keyed by file and line.
 fn sentences(brown: &PathBuf) -> anyhow::Result<Vec<Input>> {
     let listing = std::fs::read_dir(brown).with_context(|| format!("reading {}", brown.display()))?;
-    let mut names: Vec<String> = listing
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<std::io::Result<_>>()?;
+    let mut names: Vec<String> =
+        listing.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<std::io::Result<_>>()?;
     names.retain(|name| name.len() == 4 && name.starts_with('c'));
     names.sort();
     let mut all = Vec::new();
@@ -180,7 +180,8 @@ fn sentences(brown: &PathBuf) -> anyhow::Result<Vec<Input>> {
         let Some(label) = genre(&name) else { continue };
         let path = brown.join(&name);
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        for (line, sentence) in text.lines().enumerate().filter(|(_, sentence)| sentence.split_whitespace().count() > 4) {
+        for (line, sentence) in text.lines().enumerate().filter(|(_, sentence)| sentence.split_whitespace().count() > 4)
+        {
             let key = Some(format!("{name}-{line}").into_bytes());
             all.push(Input { key, value: untagged(sentence).into_bytes(), label: Some(label.into()) });
         }
@@ -213,7 +214,10 @@ mod tests {
 
     #[test]
     fn tags_are_taken_off() {
-        assert_eq!(untagged("\tThe/at jury/nn said/vbd ``/`` no/rb ''/'' ,/, 1\\/2/cd ./."), "The jury said ``no'', 1\\/2.");
+        assert_eq!(
+            untagged("\tThe/at jury/nn said/vbd ``/`` no/rb ''/'' ,/, 1\\/2/cd ./."),
+            "The jury said ``no'', 1\\/2."
+        );
         assert_eq!(genre("ca01"), Some("press"));
         assert_eq!(genre("cr09"), None);
     }

@@ -67,7 +67,13 @@ impl Progress {
             bar.set_message(message.to_owned());
         } else if self.written.elapsed() > PLAIN_INTERVAL {
             self.written = Instant::now();
-            eprintln!("{}: {position} of {} {}{}{message}", self.what, self.total, self.unit, if message.is_empty() { "" } else { ", " });
+            eprintln!(
+                "{}: {position} of {} {}{}{message}",
+                self.what,
+                self.total,
+                self.unit,
+                if message.is_empty() { "" } else { ", " }
+            );
         }
     }
 

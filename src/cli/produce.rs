@@ -103,13 +103,11 @@ pub fn produce(
 ) -> anyhow::Result<u64> {
     let config = client::producer(settings);
     let failures = Failures::default();
-    let producer: ThreadedProducer<Failures> =
-        ThreadedProducer::from_config_and_context(&config, failures.clone())?;
+    let producer: ThreadedProducer<Failures> = ThreadedProducer::from_config_and_context(&config, failures.clone())?;
     let mut count = 0;
     for record in records {
         let record = record?;
-        let mut outgoing: BaseRecord<'_, [u8], [u8]> =
-            BaseRecord::to(&settings.topics.texts).payload(&record.value);
+        let mut outgoing: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&settings.topics.texts).payload(&record.value);
         outgoing.key = record.key.as_deref();
         if let Some(label) = &record.label {
             let header = Header { key: LABEL_HEADER, value: Some(label) };

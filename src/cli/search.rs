@@ -173,7 +173,8 @@ fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<Tri
 fn initial(record: &TrialRecord, file: &Path) -> anyhow::Result<Vec<u8>> {
     let named = || format!("initial_weights {} for trial number {}", file.display(), record.number);
     let weights = std::fs::read(file).with_context(named)?;
-    initial_state(record.model_spec(), record.optimizer_spec(), record.seed, record.number, &weights).with_context(named)
+    initial_state(record.model_spec(), record.optimizer_spec(), record.seed, record.number, &weights)
+        .with_context(named)
 }
 
 fn nothing_done(range: &Range) -> TrialProgress {
@@ -211,7 +212,11 @@ fn wait(settings: &Settings, id: &str) -> Result {
     if bad.is_empty() {
         return Ok(());
     }
-    Err(anyhow::anyhow!("not all trials finished: {}; `sweepstream trials list --search {id}` says why", bad.join(", ")).into())
+    Err(anyhow::anyhow!(
+        "not all trials finished: {}; `sweepstream trials list --search {id}` says why",
+        bad.join(", ")
+    )
+    .into())
 }
 
 /// The trials of a search, by number.
@@ -221,7 +226,8 @@ fn of_search(settings: &Settings, id: &str) -> Result<Vec<Stored>> {
     if chosen.is_empty() {
         let known = searches(&all);
         let ids: Vec<&str> = known.iter().map(|search| search.search.as_str()).collect();
-        let hint = nearest(id, &ids).map_or_else(|| "`sweepstream search list` shows them".into(), |near| format!("did you mean `{near}`?"));
+        let hint = nearest(id, &ids)
+            .map_or_else(|| "`sweepstream search list` shows them".into(), |near| format!("did you mean `{near}`?"));
         return Err(Failure::usage(format!("there is no search `{id}`; {hint}")));
     }
     chosen.sort_by_key(|stored| stored.record.number);
@@ -385,9 +391,27 @@ impl Leaderboard {
                 ]
             })
             .collect();
-        let headings =
-            ["#", "trial", "model", "shape", "rate", "batch", "state", "epochs", "accuracy", "macro f1", "val. loss", "loss"];
-        format!("search {} over {} records, by {}\n{}", self.search, self.records, self.objective, table(&headings, &rows))
+        let headings = [
+            "#",
+            "trial",
+            "model",
+            "shape",
+            "rate",
+            "batch",
+            "state",
+            "epochs",
+            "accuracy",
+            "macro f1",
+            "val. loss",
+            "loss",
+        ];
+        format!(
+            "search {} over {} records, by {}\n{}",
+            self.search,
+            self.records,
+            self.objective,
+            table(&headings, &rows)
+        )
     }
 }
 

@@ -69,7 +69,8 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
         }
         Command::Restart { trial } => {
             let stored = find(settings, &trial)?;
-            let record = TrialRecord { attempt: stored.record.attempt + 1, stop: false, outcome: None, ..stored.record };
+            let record =
+                TrialRecord { attempt: stored.record.attempt + 1, stop: false, outcome: None, ..stored.record };
             // Taking over its transactional id first: whoever runs the old attempt can publish nothing after this.
             let mut producer = TransactionalProducer::new(settings, &settings.trial_group(&trial), 1_048_588)?;
             let mut transaction = producer.begin()?;
@@ -116,6 +117,7 @@ pub fn find(settings: &Settings, id: &str) -> Result<Stored> {
         return Ok(stored);
     }
     let ids: Vec<&str> = trials.keys().map(String::as_str).collect();
-    let hint = nearest(id, &ids).map_or_else(|| "`sweepstream trials list` shows them".into(), |near| format!("did you mean `{near}`?"));
+    let hint = nearest(id, &ids)
+        .map_or_else(|| "`sweepstream trials list` shows them".into(), |near| format!("did you mean `{near}`?"));
     Err(Failure::usage(format!("there is no trial `{id}`; {hint}")))
 }

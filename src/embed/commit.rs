@@ -131,7 +131,11 @@ impl<'c> Committer<'c> {
                     std::thread::sleep(Duration::from_millis(100) * attempts);
                 }
                 Class::Fenced | Class::Fatal => {
-                    count(if error.class() == Class::Fenced { TransactionOutcome::Fenced } else { TransactionOutcome::Failed });
+                    count(if error.class() == Class::Fenced {
+                        TransactionOutcome::Fenced
+                    } else {
+                        TransactionOutcome::Failed
+                    });
                     self.producer = None;
                 }
             }
@@ -239,7 +243,8 @@ impl<'c> Committer<'c> {
         source: &str,
     ) -> kafka::Result<()> {
         let message = &record.message;
-        let (partition, offset, cause) = (message.partition().to_string(), message.offset().to_string(), invalid.to_string());
+        let (partition, offset, cause) =
+            (message.partition().to_string(), message.offset().to_string(), invalid.to_string());
         let added: [(&str, Option<&[u8]>); 7] = [
             ("__streams.errors.exception", Some(invalid.reason().as_bytes())),
             ("__streams.errors.message", Some(cause.as_bytes())),

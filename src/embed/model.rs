@@ -40,7 +40,9 @@ pub enum Error {
         message: String,
     },
     /// The model or tokenizer does not load.
-    #[error("the model in {folder} does not load: {message}; if it was damaged, delete the folder and run `make parts`")]
+    #[error(
+        "the model in {folder} does not load: {message}; if it was damaged, delete the folder and run `make parts`"
+    )]
     Load {
         /// Where it is.
         folder: String,

@@ -92,7 +92,10 @@ impl<'c> Source<'c> {
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
         while self.in_flight.count() > 0 && !self.failed.is_cancelled() {
             if Instant::now() >= deadline {
-                tracing::warn!(chunks = self.in_flight.count(), "drain timeout: chunks in flight are left to the next owner");
+                tracing::warn!(
+                    chunks = self.in_flight.count(),
+                    "drain timeout: chunks in flight are left to the next owner"
+                );
                 return;
             }
             // Rebalances go on meanwhile, or the group would wait for this member.
@@ -128,7 +131,13 @@ impl<'c> Source<'c> {
                 self.owned.retain(|partition, _| !partitions.contains(partition));
                 for partition in &partitions {
                     // The series may not exist yet.
-                    drop(self.context.metrics.embed.lag.remove_label_values(&[&self.context.topics.texts.name, &partition.to_string()]));
+                    drop(
+                        self.context
+                            .metrics
+                            .embed
+                            .lag
+                            .remove_label_values(&[&self.context.topics.texts.name, &partition.to_string()]),
+                    );
                 }
             }
         }

@@ -151,7 +151,10 @@ impl Survey {
         let value = record.value.ok_or("the value is null")?;
         let matrix: MatrixView<'_> = codec::decode(value).map_err(|error| error.to_string())?;
         if self.dim != 0 && self.dim != matrix.dim {
-            return Err(format!("rows have {} numbers, those before had {}; a search needs one embedding model", matrix.dim, self.dim));
+            return Err(format!(
+                "rows have {} numbers, those before had {}; a search needs one embedding model",
+                matrix.dim, self.dim
+            ));
         }
         self.dim = matrix.dim;
         let (records, digest) = self.partitions.entry(partition).or_default();
@@ -191,7 +194,9 @@ mod tests {
 
     #[test]
     fn validation_is_decided_by_zlibs_crc_of_the_key() {
-        let split = |key: &str| Identity { key: Some(key.as_bytes()), source: None, partition: 0, ordinal: 0 }.is_validation(10);
+        let split = |key: &str| {
+            Identity { key: Some(key.as_bytes()), source: None, partition: 0, ordinal: 0 }.is_validation(10)
+        };
         // python3 -c "import zlib; print([k for k in map(str, range(40)) if zlib.crc32(k.encode()) % 10 == 0])"
         let chosen: Vec<String> = (0..40).map(|i| i.to_string()).filter(|key| split(key)).collect();
         assert_eq!(chosen, ["6", "29", "37"]);

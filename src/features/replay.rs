@@ -172,7 +172,8 @@ impl Replay {
 
     /// Makes a position the state; returns it as the consumer wants it.
     fn take_position(&mut self, position: &Position) -> Result<TopicPartitionList> {
-        let unfit = || Error::Topics(format!("{position:?} is no position in the range of topic `{}`", self.range.topic));
+        let unfit =
+            || Error::Topics(format!("{position:?} is no position in the range of topic `{}`", self.range.topic));
         let merge = Merge::resume(self.range.counts(), position.taken.clone(), position.turn).ok_or_else(unfit)?;
         let digests: Option<Vec<Digest>> =
             position.digests.iter().map(|hex| u64::from_str_radix(hex, 16).ok().map(Digest)).collect();
@@ -240,26 +241,32 @@ impl Replay {
         let place = &self.range.partitions[index];
         let offset = message.offset();
         if offset >= place.end {
-            return Err(self.changed(index, "it ends before all its records were read: records were deleted or compacted away"));
+            return Err(
+                self.changed(index, "it ends before all its records were read: records were deleted or compacted away")
+            );
         }
         let record = raw(&message);
         let ordinal = self.merge.taken()[index] - 1;
-        let value = record.value.ok_or_else(|| Error::data(&self.range.topic, place.partition, format!("offset {offset}: the value is null")))?;
+        let value = record.value.ok_or_else(|| {
+            Error::data(&self.range.topic, place.partition, format!("offset {offset}: the value is null"))
+        })?;
         let matrix = codec::decode(value)
             .map_err(|error| Error::data(&self.range.topic, place.partition, format!("offset {offset}: {error}")))?;
         if matrix.dim != self.reading.dim {
             return Err(Error::data(
                 &self.range.topic,
                 place.partition,
-                format!("offset {offset}: rows have {} numbers, the search was started with {}", matrix.dim, self.reading.dim),
+                format!(
+                    "offset {offset}: rows have {} numbers, the search was started with {}",
+                    matrix.dim, self.reading.dim
+                ),
             ));
         }
         self.digests[index].update(record.key, record.label, value);
         self.offsets[index] = offset + 1;
         let class = record.label.and_then(|label| self.class(label));
         if class.is_some() || !self.reading.labelled_only {
-            let identity =
-                Identity { key: record.key, source: record.source, partition: place.partition, ordinal };
+            let identity = Identity { key: record.key, source: record.source, partition: place.partition, ordinal };
             window.push(matrix, self.reading.rows_max, class, identity.is_validation(self.reading.validation));
         }
         Ok(true)
@@ -275,7 +282,10 @@ impl Replay {
     fn verify(&self) -> Result<()> {
         for (index, place) in self.range.partitions.iter().enumerate() {
             if self.digests[index].hex() != place.digest {
-                return Err(self.changed(index, "its records are not those that were captured: the topic was recreated or overwritten"));
+                return Err(self.changed(
+                    index,
+                    "its records are not those that were captured: the topic was recreated or overwritten",
+                ));
             }
         }
         Ok(())
@@ -289,7 +299,8 @@ impl Replay {
         match element.map(|element| element.offset()) {
             // The end of the log, with records still expected below the captured end.
             Some(Offset::Offset(position)) if position >= self.range.partitions[index].end => {
-                Err(self.changed(index, "it ends before all its records were read: records were deleted or compacted away"))
+                Err(self
+                    .changed(index, "it ends before all its records were read: records were deleted or compacted away"))
             }
             _ => Ok(()),
         }
@@ -327,7 +338,8 @@ impl Replay {
 
 /// What readers need of a record.
 pub fn raw<'m>(message: &'m BorrowedMessage<'_>) -> RawRecord<'m> {
-    let mut record = RawRecord { key: message.key(), value: message.payload(), label: None, source: None, embedder: None };
+    let mut record =
+        RawRecord { key: message.key(), value: message.payload(), label: None, source: None, embedder: None };
     if let Some(headers) = message.headers() {
         for header in headers.iter() {
             match header.key {

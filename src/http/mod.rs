@@ -54,8 +54,9 @@ impl Server {
     /// When an address that was set explicitly is taken.
     pub fn start(settings: &Settings, metrics: Metrics, status: Status) -> Result<Self, Error> {
         let listener = match &settings.http.address {
-            Some(address) => TcpListener::bind(address)
-                .map_err(|source| Error::Listen { address: address.clone(), source })?,
+            Some(address) => {
+                TcpListener::bind(address).map_err(|source| Error::Listen { address: address.clone(), source })?
+            }
             None => first_free()?,
         };
         listener.set_nonblocking(true)?;

@@ -231,7 +231,8 @@ impl Member {
     pub fn lag(&self) -> BTreeMap<i32, i64> {
         let ends = self.consumer.context().stable_ends.lock();
         let state = self.lease.hold();
-        let lag = |(&partition, &committed): (&i32, &i64)| Some((partition, (ends.get(&partition)? - committed).max(0)));
+        let lag =
+            |(&partition, &committed): (&i32, &i64)| Some((partition, (ends.get(&partition)? - committed).max(0)));
         state.committed.iter().filter_map(lag).collect()
     }
 

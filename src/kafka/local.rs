@@ -157,7 +157,9 @@ impl LocalBroker {
             let ended = self.shell.try_wait().ok().flatten();
             if ended.is_some() || started.elapsed() > START_TIMEOUT {
                 let what = if ended.is_some() { "it ended early" } else { "it does not answer" };
-                return Err(Error::Local { message: format!("{what}; log {}:\n{}", self.log.display(), tail(&self.log)) });
+                return Err(Error::Local {
+                    message: format!("{what}; log {}:\n{}", self.log.display(), tail(&self.log)),
+                });
             }
         }
     }
@@ -239,8 +241,9 @@ fn jvm_arguments(parts: &Path) -> Vec<std::ffi::OsString> {
 fn format(parts: &Path, properties: &Path, log: &Path) -> Result<()> {
     let log_file =
         append_to(log).map_err(|error| Error::Local { message: format!("opening {}: {error}", log.display()) })?;
-    let stderr =
-        log_file.try_clone().map_err(|error| Error::Local { message: format!("opening {}: {error}", log.display()) })?;
+    let stderr = log_file
+        .try_clone()
+        .map_err(|error| Error::Local { message: format!("opening {}: {error}", log.display()) })?;
     let status = Command::new("java")
         .args(jvm_arguments(parts))
         .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
@@ -255,7 +258,9 @@ fn format(parts: &Path, properties: &Path, log: &Path) -> Result<()> {
     if status.success() {
         Ok(())
     } else {
-        Err(Error::Local { message: format!("formatting the data folder failed; log {}:\n{}", log.display(), tail(log)) })
+        Err(Error::Local {
+            message: format!("formatting the data folder failed; log {}:\n{}", log.display(), tail(log)),
+        })
     }
 }
 

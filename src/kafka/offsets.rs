@@ -52,8 +52,7 @@ impl Watermarks {
     /// When the topic does not exist or no broker answers.
     pub fn partitions(&self, topic: &str) -> Result<i32> {
         let action = || format!("asking for the partitions of topic `{topic}`");
-        let metadata =
-            self.uncommitted.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(Error::call(action()))?;
+        let metadata = self.uncommitted.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(Error::call(action()))?;
         let found = metadata.topics().iter().find(|candidate| candidate.name() == topic);
         match found {
             Some(found) if found.error().is_none() && !found.partitions().is_empty() => {
@@ -113,10 +112,7 @@ fn watermarks(consumer: &BaseConsumer<LogContext>, topic: &str, partition: i32) 
 }
 
 /// Repeats a request that failed for a reason that passes, such as an election or a metadata refresh.
-fn patiently<T>(
-    bound: Duration,
-    mut request: impl FnMut() -> Result<T, KafkaError>,
-) -> Result<T, KafkaError> {
+fn patiently<T>(bound: Duration, mut request: impl FnMut() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
     use RDKafkaErrorCode as Code;
     let started = Instant::now();
     loop {
@@ -276,7 +272,9 @@ pub fn scan<E: From<Error>>(
                 return Err(Error::Data {
                     topic: topic.to_owned(),
                     partition: *open.keys().next().unwrap_or(&-1),
-                    message: format!("records of {open:?} are not in the log any more (retention, or the topic was recreated)"),
+                    message: format!(
+                        "records of {open:?} are not in the log any more (retention, or the topic was recreated)"
+                    ),
                 }
                 .into());
             }

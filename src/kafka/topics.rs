@@ -120,9 +120,13 @@ impl Declarations {
             let declaration: Declaration = toml::from_str(text)
                 .map_err(|error| Error::Declaration { file: (*file).to_owned(), message: error.to_string() })?;
             if matches!(declaration.partitions, Partitions::Count(count) if count < 1) {
-                return Err(Error::Declaration { file: (*file).to_owned(), message: "partitions must be at least 1".into() });
+                return Err(Error::Declaration {
+                    file: (*file).to_owned(),
+                    message: "partitions must be at least 1".into(),
+                });
             }
-            if matches!(&declaration.partitions, Partitions::SameAs(other) if !matches!(other.as_str(), "texts" | "trials")) {
+            if matches!(&declaration.partitions, Partitions::SameAs(other) if !matches!(other.as_str(), "texts" | "trials"))
+            {
                 return Err(Error::Declaration {
                     file: (*file).to_owned(),
                     message: "partitions must be a number, \"texts\" or \"trials\"".into(),
@@ -299,9 +303,8 @@ pub fn describe<'a>(
     let mut all = HashMap::new();
     for (specifier, resource) in specifiers.iter().zip(resources) {
         let ResourceSpecifier::Topic(name) = specifier else { continue };
-        let resource = resource.map_err(|code| {
-            Error::Topics(format!("the configuration of topic `{name}` cannot be read: {code}"))
-        })?;
+        let resource = resource
+            .map_err(|code| Error::Topics(format!("the configuration of topic `{name}` cannot be read: {code}")))?;
         let config = resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect();
         let _ = all.insert((*name).to_owned(), config);
     }

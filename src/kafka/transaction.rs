@@ -50,7 +50,8 @@ impl Outgoing<'_> {
     /// An upper bound of the bytes this record needs in a batch of its own, as the broker counts them against
     /// `max.message.bytes`.
     pub fn batch_bytes(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len) + 10).sum();
+        let headers: usize =
+            self.headers.iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len) + 10).sum();
         self.key.map_or(0, <[u8]>::len) + self.value.map_or(0, <[u8]>::len) + headers + 128
     }
 }

@@ -163,32 +163,16 @@ impl Batcher {
             return Err(BatchError::Empty);
         }
         for (record, (matrix, _)) in records.iter().enumerate() {
-            let MatrixView {
-                dtype,
-                rows,
-                dim,
-                data,
-            } = *matrix;
+            let MatrixView { dtype, rows, dim, data } = *matrix;
             if dim != self.spec.dim {
-                return Err(BatchError::Dimension {
-                    record,
-                    expected: self.spec.dim,
-                    found: dim,
-                });
+                return Err(BatchError::Dimension { record, expected: self.spec.dim, found: dim });
             }
             if self.kept(matrix) == 0 {
                 return Err(BatchError::NoRows { record });
             }
-            let size = rows
-                .checked_mul(dim)
-                .and_then(|n| n.checked_mul(value_size(dtype)));
+            let size = rows.checked_mul(dim).and_then(|n| n.checked_mul(value_size(dtype)));
             if size != Some(data.len()) {
-                return Err(BatchError::Size {
-                    record,
-                    rows,
-                    dim,
-                    found: data.len(),
-                });
+                return Err(BatchError::Size { record, rows, dim, found: data.len() });
             }
         }
         Ok(())
@@ -243,10 +227,7 @@ impl Batcher {
                 }
             }
         })?;
-        let slots = self
-            .offsets
-            .windows(2)
-            .map(|ends| self.buffer.narrow(0, ends[0], ends[1] - ends[0]));
+        let slots = self.offsets.windows(2).map(|ends| self.buffer.narrow(0, ends[0], ends[1] - ends[0]));
         Ok(slots.collect::<Result<_, _>>()?)
     }
 
@@ -267,9 +248,7 @@ fn value_size(dtype: Dtype) -> usize {
 }
 
 fn rows_of<'a>(matrix: &MatrixView<'a>) -> impl Iterator<Item = &'a [u8]> {
-    matrix
-        .data
-        .chunks_exact((matrix.dim * value_size(matrix.dtype)).max(1))
+    matrix.data.chunks_exact((matrix.dim * value_size(matrix.dtype)).max(1))
 }
 
 /// Reads little-endian values, at any alignment, into as many `f32`.
@@ -319,10 +298,7 @@ pub(super) fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_co
 pub(super) fn edit<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> candle_core::Result<R> {
     let edit = Edit(RefCell::new((Some(f), None)));
     tensor.inplace_op1(&edit)?;
-    edit.0
-        .into_inner()
-        .1
-        .ok_or_else(|| candle_core::Error::msg("an edit was not carried out"))
+    edit.0.into_inner().1.ok_or_else(|| candle_core::Error::msg("an edit was not carried out"))
 }
 
 /// A function to run in place, and then its result.
@@ -345,9 +321,7 @@ impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Edit<F, R> {
 }
 
 fn contiguous(layout: &TensorLayout) -> candle_core::Result<(usize, usize)> {
-    layout
-        .contiguous_offsets()
-        .ok_or_else(|| candle_core::Error::msg("a tensor of a trial is not contiguous"))
+    layout.contiguous_offsets().ok_or_else(|| candle_core::Error::msg("a tensor of a trial is not contiguous"))
 }
 
 /// Made-up matrices for the tests of this folder.
@@ -367,19 +341,10 @@ pub(super) mod samples {
     impl Sample {
         pub(crate) fn new(dtype: Dtype, dim: usize, values: &[f32], label: Option<u32>) -> Self {
             let bytes = match dtype {
-                Dtype::F16 => values
-                    .iter()
-                    .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-                    .collect(),
+                Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
                 Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             };
-            Self {
-                dtype,
-                rows: values.len() / dim,
-                dim,
-                bytes,
-                label,
-            }
+            Self { dtype, rows: values.len() / dim, dim, bytes, label }
         }
 
         /// A matrix whose values only depend on `name`, row and column.
@@ -388,41 +353,18 @@ pub(super) mod samples {
                 let x = (i + 1_000 * name) as f64;
                 (0.7 * x + 0.01 * x * x).sin() as f32
             };
-            Self::new(
-                dtype,
-                dim,
-                &(0..rows * dim).map(value).collect::<Vec<_>>(),
-                Some(name as u32 % 3),
-            )
+            Self::new(dtype, dim, &(0..rows * dim).map(value).collect::<Vec<_>>(), Some(name as u32 % 3))
         }
 
         pub(crate) fn record(&self) -> Record<'_> {
-            let Self {
-                dtype,
-                rows,
-                dim,
-                ref bytes,
-                label,
-            } = *self;
-            (
-                MatrixView {
-                    dtype,
-                    rows,
-                    dim,
-                    data: bytes,
-                },
-                label,
-            )
+            let Self { dtype, rows, dim, ref bytes, label } = *self;
+            (MatrixView { dtype, rows, dim, data: bytes }, label)
         }
     }
 
     /// Several waves of these lengths.
     pub(crate) fn waves(dtype: Dtype, lengths: &[usize], dim: usize) -> Vec<Sample> {
-        lengths
-            .iter()
-            .enumerate()
-            .map(|(name, &rows)| Sample::wave(dtype, rows, dim, name))
-            .collect()
+        lengths.iter().enumerate().map(|(name, &rows)| Sample::wave(dtype, rows, dim, name)).collect()
     }
 
     pub(crate) fn records(samples: &[Sample]) -> Vec<Record<'_>> {
@@ -436,12 +378,7 @@ mod tests {
     use super::*;
 
     fn batcher(layout: Layout, rows_max: usize, dim: usize) -> Batcher {
-        Batcher::new(InputSpec {
-            layout,
-            rows_max,
-            dim,
-        })
-        .unwrap()
+        Batcher::new(InputSpec { layout, rows_max, dim }).unwrap()
     }
 
     /// Slots, labels, order, rows.
@@ -449,29 +386,15 @@ mod tests {
 
     /// Everything in a batch, as plain values.
     fn contents(batch: &Batch<'_>) -> Contents {
-        let slots = batch
-            .slots
-            .iter()
-            .map(|slot| slot.to_vec2().unwrap())
-            .collect();
-        (
-            slots,
-            batch.labels.to_vec(),
-            batch.order.to_vec(),
-            batch.rows,
-        )
+        let slots = batch.slots.iter().map(|slot| slot.to_vec2().unwrap()).collect();
+        (slots, batch.labels.to_vec(), batch.order.to_vec(), batch.rows)
     }
 
     #[test]
     fn pooled_is_the_mean_of_the_first_rows() {
         for dtype in [Dtype::F16, Dtype::F32] {
             let samples = [
-                Sample::new(
-                    dtype,
-                    2,
-                    &[1.0, 2.0, 4.0, 0.5, -2.0, 8.0, f32::NAN, f32::NAN],
-                    Some(4),
-                ),
+                Sample::new(dtype, 2, &[1.0, 2.0, 4.0, 0.5, -2.0, 8.0, f32::NAN, f32::NAN], Some(4)),
                 Sample::new(dtype, 2, &[0.25, -0.5], None),
             ];
             let mut batcher = batcher(Layout::Pooled, 3, 2);
@@ -485,19 +408,10 @@ mod tests {
     #[test]
     fn packed_has_the_longest_first_and_no_padding() {
         let f32s = |values: &[f32], label| Sample::new(Dtype::F32, 1, values, Some(label));
-        let samples = [
-            f32s(&[1.0], 0),
-            f32s(&[2.0, 3.0, 4.0], 1),
-            f32s(&[5.0], 2),
-            f32s(&[6.0, 7.0, 8.0, 9.0], 3),
-        ];
+        let samples = [f32s(&[1.0], 0), f32s(&[2.0, 3.0, 4.0], 1), f32s(&[5.0], 2), f32s(&[6.0, 7.0, 8.0, 9.0], 3)];
         let mut batcher = batcher(Layout::Packed, 3, 1);
         let (slots, labels, order, rows) = contents(&batcher.build(&records(&samples)).unwrap());
-        let expected = [
-            vec![[2.0], [6.0], [1.0], [5.0]],
-            vec![[3.0], [7.0]],
-            vec![[4.0], [8.0]],
-        ];
+        let expected = [vec![[2.0], [6.0], [1.0], [5.0]], vec![[3.0], [7.0]], vec![[4.0], [8.0]]];
         assert_eq!(slots, expected);
         assert_eq!(order, [1, 3, 0, 2]);
         assert_eq!(labels, [Some(1), Some(3), Some(0), Some(2)]);
@@ -511,12 +425,7 @@ mod tests {
                 let sample = Sample::wave(dtype, 3, dim, 5);
                 let mut shifted = vec![0; 1];
                 shifted.extend(&sample.bytes);
-                let view = MatrixView {
-                    dtype,
-                    rows: 3,
-                    dim,
-                    data: &shifted[1..],
-                };
+                let view = MatrixView { dtype, rows: 3, dim, data: &shifted[1..] };
                 let mut batcher = batcher(Layout::Packed, 8, dim);
                 let (aligned, ..) = contents(&batcher.build(&[sample.record()]).unwrap());
                 let (unaligned, ..) = contents(&batcher.build(&[(view, None)]).unwrap());
@@ -524,17 +433,12 @@ mod tests {
                 let values: Vec<f32> = aligned.into_iter().flatten().flatten().collect();
                 let direct: Vec<f32> = match dtype {
                     Dtype::F16 => {
-                        let halves = sample
-                            .bytes
-                            .chunks_exact(2)
-                            .map(|b| f16::from_le_bytes([b[0], b[1]]));
+                        let halves = sample.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]));
                         halves.map(f16::to_f32).collect()
                     }
-                    Dtype::F32 => sample
-                        .bytes
-                        .chunks_exact(4)
-                        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-                        .collect(),
+                    Dtype::F32 => {
+                        sample.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+                    }
                 };
                 assert_eq!(values, direct);
             }
@@ -544,69 +448,31 @@ mod tests {
     #[test]
     fn a_used_buffer_gives_what_a_fresh_one_gives_and_stays() {
         for layout in [Layout::Pooled, Layout::Packed] {
-            let (large, small) = (
-                waves(Dtype::F16, &[9, 4, 9, 7], 5),
-                waves(Dtype::F32, &[1, 3], 5),
-            );
+            let (large, small) = (waves(Dtype::F16, &[9, 4, 9, 7], 5), waves(Dtype::F32, &[1, 3], 5));
             let mut used = batcher(layout, 8, 5);
             let _ = used.build(&records(&large)).unwrap();
             let buffer = used.buffer.id();
             let found = contents(&used.build(&records(&small)).unwrap());
-            assert_eq!(
-                found,
-                contents(&batcher(layout, 8, 5).build(&records(&small)).unwrap())
-            );
+            assert_eq!(found, contents(&batcher(layout, 8, 5).build(&records(&small)).unwrap()));
             let again = contents(&used.build(&records(&large)).unwrap());
-            assert_eq!(
-                again,
-                contents(&batcher(layout, 8, 5).build(&records(&large)).unwrap())
-            );
-            assert_eq!(
-                used.buffer.id(),
-                buffer,
-                "no new buffer after the largest batch"
-            );
+            assert_eq!(again, contents(&batcher(layout, 8, 5).build(&records(&large)).unwrap()));
+            assert_eq!(used.buffer.id(), buffer, "no new buffer after the largest batch");
         }
     }
 
     #[test]
     fn what_is_no_batch_is_refused() {
         let mut batcher = batcher(Layout::Packed, 8, 2);
-        let view = |rows, dim, data| {
-            (
-                MatrixView {
-                    dtype: Dtype::F16,
-                    rows,
-                    dim,
-                    data,
-                },
-                None,
-            )
-        };
+        let view = |rows, dim, data| (MatrixView { dtype: Dtype::F16, rows, dim, data }, None);
         let good = view(1, 2, &[0; 4]);
         assert!(matches!(batcher.build(&[]), Err(BatchError::Empty)));
-        assert!(matches!(
-            batcher.build(&[good, view(0, 2, &[])]),
-            Err(BatchError::NoRows { record: 1 })
-        ));
+        assert!(matches!(batcher.build(&[good, view(0, 2, &[])]), Err(BatchError::NoRows { record: 1 })));
         let wide = batcher.build(&[good, good, view(1, 3, &[0; 6])]);
-        assert!(matches!(
-            wide,
-            Err(BatchError::Dimension {
-                record: 2,
-                expected: 2,
-                found: 3
-            })
-        ));
+        assert!(matches!(wide, Err(BatchError::Dimension { record: 2, expected: 2, found: 3 })));
         for (rows, size) in [(1, 3), (1, 5), (2, 4), (usize::MAX, 4), (usize::MAX / 4, 4)] {
             let data = &[0; 8][..size];
-            let found = batcher
-                .build(&[view(rows, 2, data)])
-                .map(|batch| batch.rows);
-            assert!(
-                matches!(found, Err(BatchError::Size { record: 0, .. })),
-                "{rows} rows in {size} bytes: {found:?}"
-            );
+            let found = batcher.build(&[view(rows, 2, data)]).map(|batch| batch.rows);
+            assert!(matches!(found, Err(BatchError::Size { record: 0, .. })), "{rows} rows in {size} bytes: {found:?}");
         }
         assert_eq!(batcher.build(&[good]).unwrap().records(), 1);
     }

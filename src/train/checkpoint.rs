@@ -138,7 +138,8 @@ impl Manifest {
         let damaged = |what: String| Error::Damaged { number: self.checkpoint, slot: slot.name(), what };
         let mut blob = Vec::new();
         for chunk in 0..self.chunks {
-            let bytes = chunks.get(&chunk).ok_or_else(|| damaged(format!("chunk {chunk} of {} is missing", self.chunks)))?;
+            let bytes =
+                chunks.get(&chunk).ok_or_else(|| damaged(format!("chunk {chunk} of {} is missing", self.chunks)))?;
             blob.extend_from_slice(bytes);
         }
         if blob.len() as u64 != self.bytes || sha256_hex(&blob) != self.sha256 {

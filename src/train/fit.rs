@@ -12,9 +12,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use safetensors::tensor::{
-    Dtype as FileDtype, Metadata, SafeTensorError, SafeTensors, TensorInfo, TensorView,
-};
+use safetensors::tensor::{Dtype as FileDtype, Metadata, SafeTensorError, SafeTensors, TensorInfo, TensorView};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -155,15 +153,9 @@ impl Evaluation {
     /// prediction. Nothing without records or for a model without classes.
     #[must_use]
     pub fn macro_f1(&self) -> Option<f64> {
-        let present = self
-            .classes
-            .iter()
-            .filter(|class| class.labelled + class.predicted > 0);
+        let present = self.classes.iter().filter(|class| class.labelled + class.predicted > 0);
         let (sum, count) = present.fold((0.0, 0_u64), |(sum, count), class| {
-            (
-                sum + 2.0 * class.correct as f64 / (class.labelled + class.predicted) as f64,
-                count + 1,
-            )
+            (sum + 2.0 * class.correct as f64 / (class.labelled + class.predicted) as f64, count + 1)
         });
         self.scored().then(|| sum / count as f64)
     }
@@ -198,31 +190,13 @@ impl Fit {
     ///
     /// # Errors
     /// Settings out of range, by the names they have in a search file.
-    pub fn new(
-        spec: ModelSpec,
-        optimizer: OptimizerSpec,
-        seed: u64,
-        trial: u32,
-    ) -> Result<Self, FitError> {
+    pub fn new(spec: ModelSpec, optimizer: OptimizerSpec, seed: u64, trial: u32) -> Result<Self, FitError> {
         let input = spec.input();
-        let model = Model::new(
-            spec,
-            &mut Generator::new(seed, trial, Purpose::Weights, 0, 0),
-        )?;
-        let sizes: Vec<usize> = model
-            .parameters()
-            .specs()
-            .iter()
-            .map(|parameter| parameter.shape.iter().product())
-            .collect();
+        let model = Model::new(spec, &mut Generator::new(seed, trial, Purpose::Weights, 0, 0))?;
+        let sizes: Vec<usize> =
+            model.parameters().specs().iter().map(|parameter| parameter.shape.iter().product()).collect();
         let optimizer = Optimizer::new(optimizer, &sizes)?;
-        Ok(Self {
-            model,
-            optimizer,
-            batcher: Batcher::new(input)?,
-            seed,
-            trial,
-        })
+        Ok(Self { model, optimizer, batcher: Batcher::new(input)?, seed, trial })
     }
 
     /// A trial where [`Fit::state`] left it. Spec, seed and trial number are the caller's to keep.
@@ -242,18 +216,13 @@ impl Fit {
         let found = check(&file, &fit.state_tensors())?;
         for (place, parameter) in fit.model.parameters().specs().iter().enumerate() {
             let bytes = data(&found, &parameter_name(&parameter.name));
-            edit(&fit.model.parameters().value(place), |values| {
-                decode(Dtype::F32, bytes, values)
-            })?;
+            edit(&fit.model.parameters().value(place), |values| decode(Dtype::F32, bytes, values))?;
             for (slot, slot_name) in optimizer.rule.slots().iter().enumerate() {
                 let bytes = data(&found, &slot_tensor_name(slot_name, &parameter.name));
                 decode(Dtype::F32, bytes, fit.optimizer.state_mut(slot, place));
             }
         }
-        let updates = data(&found, UPDATES)
-            .iter()
-            .rev()
-            .fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+        let updates = data(&found, UPDATES).iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
         fit.optimizer.set_updates(updates);
         Ok(fit)
     }
@@ -268,9 +237,7 @@ impl Fit {
         let found = check(&file, &self.parameter_tensors())?;
         for (place, parameter) in self.model.parameters().specs().iter().enumerate() {
             let bytes = data(&found, &parameter.name);
-            edit(&self.model.parameters().value(place), |values| {
-                decode(Dtype::F32, bytes, values)
-            })?;
+            edit(&self.model.parameters().value(place), |values| decode(Dtype::F32, bytes, values))?;
         }
         Ok(())
     }
@@ -284,54 +251,31 @@ impl Fit {
     /// # Errors
     /// Records that are no batch, labels that are missing or unknown, and what the tensor library
     /// says.
-    pub fn step(
-        &mut self,
-        records: &[Record<'_>],
-        epoch: u64,
-        step: u64,
-    ) -> Result<StepReport, FitError> {
+    pub fn step(&mut self, records: &[Record<'_>], epoch: u64, step: u64) -> Result<StepReport, FitError> {
         let batch = self.batcher.build(records)?;
         let dropout = Generator::new(self.seed, self.trial, Purpose::Dropout, epoch, step);
         let pass = self.model.forward(&batch, Some(dropout))?;
         let (loss, records) = (pass.loss.mean(), batch.records());
         if !loss.is_finite() {
-            return Ok(StepReport {
-                loss,
-                gradient_norm: f64::NAN,
-                records,
-            });
+            return Ok(StepReport { loss, gradient_norm: f64::NAN, records });
         }
         let mut update = self.optimizer.begin();
-        self.model
-            .backward(&batch, pass, &mut |place, values, gradient| {
-                update.apply(place, values, gradient)
-            })?;
-        Ok(StepReport {
-            loss,
-            gradient_norm: update.finish(),
-            records,
-        })
+        self.model.backward(&batch, pass, &mut |place, values, gradient| update.apply(place, values, gradient))?;
+        Ok(StepReport { loss, gradient_norm: update.finish(), records })
     }
 
     /// An evaluation without records, for this model.
     #[must_use]
     pub fn evaluation(&self) -> Evaluation {
         let classes = vec![ClassCounts::default(); self.model.spec().classes()];
-        Evaluation {
-            classes,
-            ..Evaluation::default()
-        }
+        Evaluation { classes, ..Evaluation::default() }
     }
 
     /// Adds records to an evaluation that [`Fit::evaluation`] began; changes nothing else.
     ///
     /// # Errors
     /// As [`Fit::step`].
-    pub fn evaluate(
-        &mut self,
-        records: &[Record<'_>],
-        evaluation: &mut Evaluation,
-    ) -> Result<(), FitError> {
+    pub fn evaluate(&mut self, records: &[Record<'_>], evaluation: &mut Evaluation) -> Result<(), FitError> {
         let batch = self.batcher.build(records)?;
         let pass = self.model.forward(&batch, None)?;
         evaluation.loss.sum += pass.loss.sum;
@@ -392,45 +336,23 @@ impl Fit {
     pub fn weights_sha256(&self) -> Result<String, FitError> {
         let mut digest = Sha256::new();
         emit(self.parameter_tensors(), &mut |bytes| digest.update(bytes))?;
-        Ok(digest
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
+        Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn parameter_tensors(&self) -> Vec<(String, Stored<'_>)> {
         let parameters = self.model.parameters();
         let stored = |(place, spec): (usize, &'_ ParameterSpec)| {
-            (
-                spec.name.clone(),
-                Stored {
-                    shape: spec.shape.clone(),
-                    values: Values::Tensor(parameters.value(place)),
-                },
-            )
+            (spec.name.clone(), Stored { shape: spec.shape.clone(), values: Values::Tensor(parameters.value(place)) })
         };
         parameters.specs().iter().enumerate().map(stored).collect()
     }
 
     fn state_tensors(&self) -> Vec<(String, Stored<'_>)> {
-        let mut tensors = vec![(
-            UPDATES.into(),
-            Stored {
-                shape: vec![1],
-                values: Values::Count(self.updates()),
-            },
-        )];
+        let mut tensors = vec![(UPDATES.into(), Stored { shape: vec![1], values: Values::Count(self.updates()) })];
         for (place, (name, stored)) in self.parameter_tensors().into_iter().enumerate() {
             for (slot, slot_name) in self.optimizer.spec().rule.slots().iter().enumerate() {
                 let values = Values::State(self.optimizer.state(slot, place));
-                tensors.push((
-                    slot_tensor_name(slot_name, &name),
-                    Stored {
-                        shape: stored.shape.clone(),
-                        values,
-                    },
-                ));
+                tensors.push((slot_tensor_name(slot_name, &name), Stored { shape: stored.shape.clone(), values }));
             }
             tensors.push((parameter_name(&name), stored));
         }
@@ -474,47 +396,27 @@ impl Stored<'_> {
 }
 
 fn file(tensors: Vec<(String, Stored<'_>)>) -> Result<Vec<u8>, FitError> {
-    let mut bytes = Vec::with_capacity(
-        tensors
-            .iter()
-            .map(|(name, stored)| name.len() + 100 + stored.size())
-            .sum(),
-    );
+    let mut bytes = Vec::with_capacity(tensors.iter().map(|(name, stored)| name.len() + 100 + stored.size()).sum());
     emit(tensors, &mut |part| bytes.extend_from_slice(part))?;
     Ok(bytes)
 }
 
 /// Gives a safetensors file to `sink`, piece by piece: a state is large, and the library's own
 /// function would copy each tensor once more.
-fn emit(
-    mut tensors: Vec<(String, Stored<'_>)>,
-    sink: &mut dyn FnMut(&[u8]),
-) -> Result<(), FitError> {
+fn emit(mut tensors: Vec<(String, Stored<'_>)>, sink: &mut dyn FnMut(&[u8])) -> Result<(), FitError> {
     // The library's order: the widest type first, so that everything stays aligned.
     tensors.sort_by(|(name, stored), (other_name, other)| {
-        other
-            .dtype()
-            .bitsize()
-            .cmp(&stored.dtype().bitsize())
-            .then_with(|| name.cmp(other_name))
+        other.dtype().bitsize().cmp(&stored.dtype().bitsize()).then_with(|| name.cmp(other_name))
     });
     let mut end = 0;
     let info = |(name, stored): &(String, Stored<'_>)| {
         let start = end;
         end += stored.size();
-        (
-            name.clone(),
-            TensorInfo {
-                dtype: stored.dtype(),
-                shape: stored.shape.clone(),
-                data_offsets: (start, end),
-            },
-        )
+        (name.clone(), TensorInfo { dtype: stored.dtype(), shape: stored.shape.clone(), data_offsets: (start, end) })
     };
     let infos = tensors.iter().map(info).collect();
     let header = Metadata::new(None, infos).map_err(FileError::from)?;
-    let mut header = serde_json::to_vec(&header)
-        .map_err(|error| FileError::from(SafeTensorError::from(error)))?;
+    let mut header = serde_json::to_vec(&header).map_err(|error| FileError::from(SafeTensorError::from(error)))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     sink(&(header.len() as u64).to_le_bytes());
     sink(&header);
@@ -552,36 +454,19 @@ fn check<'a>(
     };
     for (name, stored) in expected {
         let Some(tensor) = found.get(name) else {
-            return Err(FileError::Missing {
-                name: name.clone(),
-                expected: listed(),
-            });
+            return Err(FileError::Missing { name: name.clone(), expected: listed() });
         };
         if tensor.shape() != stored.shape {
             let (expected, found) = (stored.shape.clone(), tensor.shape().to_vec());
-            return Err(FileError::Shape {
-                name: name.clone(),
-                expected,
-                found,
-            });
+            return Err(FileError::Shape { name: name.clone(), expected, found });
         }
         if tensor.dtype() != stored.dtype() {
             let (expected, found) = (stored.dtype().to_string(), tensor.dtype().to_string());
-            return Err(FileError::Type {
-                name: name.clone(),
-                expected,
-                found,
-            });
+            return Err(FileError::Type { name: name.clone(), expected, found });
         }
     }
-    match found
-        .keys()
-        .find(|&name| expected.iter().all(|(other, _)| other != name))
-    {
-        Some(name) => Err(FileError::Surplus {
-            name: name.clone(),
-            expected: listed(),
-        }),
+    match found.keys().find(|&name| expected.iter().all(|(other, _)| other != name)) {
+        Some(name) => Err(FileError::Surplus { name: name.clone(), expected: listed() }),
         None => Ok(found),
     }
 }
@@ -599,30 +484,14 @@ mod tests {
     use super::super::optimizer::Rule;
     use super::*;
 
-    const RULES: [Rule; 4] = [
-        Rule::ADAMW,
-        Rule::SGD,
-        Rule::Sgd { momentum: 0.9 },
-        Rule::RMSPROP,
-    ];
+    const RULES: [Rule; 4] = [Rule::ADAMW, Rule::SGD, Rule::Sgd { momentum: 0.9 }, Rule::RMSPROP];
 
     fn mlp(dropout: f32) -> ModelSpec {
-        ModelSpec::Mlp {
-            rows_max: 6,
-            dim: 5,
-            hidden: 7,
-            classes: 3,
-            dropout,
-        }
+        ModelSpec::Mlp { rows_max: 6, dim: 5, hidden: 7, classes: 3, dropout }
     }
 
     fn autoencoder(dropout: f32) -> ModelSpec {
-        ModelSpec::Autoencoder {
-            rows_max: 6,
-            dim: 5,
-            layers: vec![9, 4],
-            dropout,
-        }
+        ModelSpec::Autoencoder { rows_max: 6, dim: 5, layers: vec![9, 4], dropout }
     }
 
     fn fit(spec: ModelSpec, rule: Rule) -> Fit {
@@ -631,18 +500,8 @@ mod tests {
 
     /// Batches of different sizes and lengths; the last one is short.
     fn batches() -> Vec<Vec<Sample>> {
-        let lengths: [&[usize]; 6] = [
-            &[6, 2, 4, 9],
-            &[1, 1, 3, 2],
-            &[5, 5, 5, 5],
-            &[8, 1, 2, 6],
-            &[3, 4, 1, 6],
-            &[2],
-        ];
-        lengths
-            .iter()
-            .map(|lengths| waves(Dtype::F16, lengths, 5))
-            .collect()
+        let lengths: [&[usize]; 6] = [&[6, 2, 4, 9], &[1, 1, 3, 2], &[5, 5, 5, 5], &[8, 1, 2, 6], &[3, 4, 1, 6], &[2]];
+        lengths.iter().map(|lengths| waves(Dtype::F16, lengths, 5)).collect()
     }
 
     // ---- Truth ----
@@ -652,12 +511,7 @@ mod tests {
     }
 
     fn numbers(value: &Value) -> Vec<f64> {
-        value
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|number| number.as_f64().unwrap())
-            .collect()
+        value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
     }
 
     fn chirp(i: usize, phase: f64) -> f64 {
@@ -670,30 +524,16 @@ mod tests {
 
     /// The fixtures' two batches.
     fn truth_batches() -> Vec<Vec<Sample>> {
-        let list = |value: &Value| {
-            numbers(value)
-                .into_iter()
-                .map(|n| n as usize)
-                .collect::<Vec<_>>()
-        };
+        let list = |value: &Value| numbers(value).into_iter().map(|n| n as usize).collect::<Vec<_>>();
         let (truth, mut batches) = (truth(), Vec::new());
         for k in 0..2 {
             let (lengths, labels) = (list(&truth["lengths"][k]), list(&truth["labels"][k]));
             let sample = |(b, (length, label)): (usize, (&usize, &usize))| {
                 let start = (k * 4 + b) * T * D;
-                let values: Vec<f32> = (0..length * D)
-                    .map(|i| chirp(start + i, 0.0) as f32)
-                    .collect();
+                let values: Vec<f32> = (0..length * D).map(|i| chirp(start + i, 0.0) as f32).collect();
                 Sample::new(Dtype::F32, D, &values, Some(*label as u32))
             };
-            batches.push(
-                lengths
-                    .iter()
-                    .zip(&labels)
-                    .enumerate()
-                    .map(sample)
-                    .collect(),
-            );
+            batches.push(lengths.iter().zip(&labels).enumerate().map(sample).collect());
         }
         batches
     }
@@ -704,9 +544,7 @@ mod tests {
         for (name, ends) in names.iter().zip(widths.windows(2)) {
             for (kind, shape) in [("weight", vec![ends[1], ends[0]]), ("bias", vec![ends[1]])] {
                 let index = parameters.len() as f64;
-                let values = (0..shape.iter().product())
-                    .map(|i| 0.3 * chirp(i, index))
-                    .collect();
+                let values = (0..shape.iter().product()).map(|i| 0.3 * chirp(i, index)).collect();
                 parameters.push((format!("{name}.{kind}"), shape, values));
             }
         }
@@ -716,51 +554,27 @@ mod tests {
     fn weights_file(parameters: &[(String, Vec<usize>, Vec<f64>)]) -> Vec<u8> {
         let bytes: Vec<Vec<u8>> = parameters
             .iter()
-            .map(|(_, _, values)| {
-                values
-                    .iter()
-                    .flat_map(|&value| (value as f32).to_le_bytes())
-                    .collect()
-            })
+            .map(|(_, _, values)| values.iter().flat_map(|&value| (value as f32).to_le_bytes()).collect())
             .collect();
-        let views = parameters
-            .iter()
-            .zip(&bytes)
-            .map(|((name, shape, _), bytes)| {
-                (
-                    name.clone(),
-                    TensorView::new(FileDtype::F32, shape.clone(), bytes).unwrap(),
-                )
-            });
+        let views = parameters.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+            (name.clone(), TensorView::new(FileDtype::F32, shape.clone(), bytes).unwrap())
+        });
         safetensors::serialize(views, None).unwrap()
     }
 
     fn values(fit: &Fit, name: &str) -> Vec<f64> {
         let parameters = fit.model.parameters();
-        let place = parameters
-            .specs()
-            .iter()
-            .position(|spec| spec.name == name)
-            .unwrap();
-        read(&parameters.value(place), |values| {
-            values.iter().map(|&value| f64::from(value)).collect()
-        })
-        .unwrap()
+        let place = parameters.specs().iter().position(|spec| spec.name == name).unwrap();
+        read(&parameters.value(place), |values| values.iter().map(|&value| f64::from(value)).collect()).unwrap()
     }
 
     fn sums(values: &[f64]) -> (f64, f64) {
-        (
-            values.iter().sum(),
-            values.iter().map(|value| value.abs()).sum(),
-        )
+        (values.iter().sum(), values.iter().map(|value| value.abs()).sum())
     }
 
     #[track_caller]
     fn near(found: f64, expected: f64, tolerance: f64, what: &str) {
-        assert!(
-            (found - expected).abs() <= tolerance,
-            "{what}: {found} for {expected}"
-        );
+        assert!((found - expected).abs() <= tolerance, "{what}: {found} for {expected}");
     }
 
     /// The definitions once more, plainly and in `f64`: fully connected layers, both losses, AdamW.
@@ -774,54 +588,32 @@ mod tests {
 
     impl Reference {
         fn new(widths: &[usize], parameters: &[(String, Vec<usize>, Vec<f64>)]) -> Self {
-            let parameters: Vec<Vec<f64>> = parameters
-                .iter()
-                .map(|(_, _, values)| values.clone())
-                .collect();
-            let moments = parameters
-                .iter()
-                .map(|values| vec![[0.0; 2]; values.len()])
-                .collect();
-            Self {
-                widths: widths.to_vec(),
-                parameters,
-                moments,
-                updates: 0,
-            }
+            let parameters: Vec<Vec<f64>> = parameters.iter().map(|(_, _, values)| values.clone()).collect();
+            let moments = parameters.iter().map(|values| vec![[0.0; 2]; values.len()]).collect();
+            Self { widths: widths.to_vec(), parameters, moments, updates: 0 }
         }
 
         /// Input and all layers' outputs for one record.
         fn forward(&self, input: &[f64]) -> Vec<Vec<f64>> {
             let (mut activations, layers) = (vec![input.to_vec()], self.widths.len() - 1);
             for layer in 0..layers {
-                let (weight, bias, below) = (
-                    &self.parameters[2 * layer],
-                    &self.parameters[2 * layer + 1],
-                    &activations[layer],
-                );
-                let output = weight
-                    .chunks(self.widths[layer])
-                    .zip(bias)
-                    .map(|(row, bias)| {
-                        let sum = bias + row.iter().zip(below).map(|(w, x)| w * x).sum::<f64>();
-                        if layer + 1 < layers {
-                            sum.max(0.0)
-                        } else {
-                            sum
-                        }
-                    });
+                let (weight, bias, below) =
+                    (&self.parameters[2 * layer], &self.parameters[2 * layer + 1], &activations[layer]);
+                let output = weight.chunks(self.widths[layer]).zip(bias).map(|(row, bias)| {
+                    let sum = bias + row.iter().zip(below).map(|(w, x)| w * x).sum::<f64>();
+                    if layer + 1 < layers {
+                        sum.max(0.0)
+                    } else {
+                        sum
+                    }
+                });
                 activations.push(output.collect());
             }
             activations
         }
 
         /// Adds one record's share to the gradients.
-        fn backward(
-            &self,
-            activations: &[Vec<f64>],
-            mut gradient: Vec<f64>,
-            gradients: &mut [Vec<f64>],
-        ) {
+        fn backward(&self, activations: &[Vec<f64>], mut gradient: Vec<f64>, gradients: &mut [Vec<f64>]) {
             for layer in (0..self.widths.len() - 1).rev() {
                 let (below, width) = (&activations[layer], self.widths[layer]);
                 let mut next = vec![0.0; width];
@@ -833,11 +625,7 @@ mod tests {
                     }
                 }
                 for (next, below) in next.iter_mut().zip(below) {
-                    *next = if layer > 0 && *below <= 0.0 {
-                        0.0
-                    } else {
-                        *next
-                    };
+                    *next = if layer > 0 && *below <= 0.0 { 0.0 } else { *next };
                 }
                 gradient = next;
             }
@@ -847,25 +635,13 @@ mod tests {
         fn pass(&self, batch: &[Sample]) -> (f64, Vec<Vec<f64>>) {
             let classes = self.widths[self.widths.len() - 1] != self.widths[0];
             let rows: usize = batch.iter().map(|sample| sample.rows).sum();
-            let (mut loss, mut gradients) = (
-                0.0,
-                self.parameters
-                    .iter()
-                    .map(|p| vec![0.0; p.len()])
-                    .collect::<Vec<_>>(),
-            );
+            let (mut loss, mut gradients) =
+                (0.0, self.parameters.iter().map(|p| vec![0.0; p.len()]).collect::<Vec<_>>());
             for sample in batch {
-                let flat: Vec<f64> = sample
-                    .bytes
-                    .chunks(4)
-                    .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
-                    .collect();
+                let flat: Vec<f64> =
+                    sample.bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect();
                 let mut input = vec![0.0; self.widths[0]];
-                let share = if classes {
-                    1.0 / sample.rows as f64
-                } else {
-                    1.0
-                };
+                let share = if classes { 1.0 / sample.rows as f64 } else { 1.0 };
                 for (i, value) in flat.iter().enumerate() {
                     input[if classes { i % D } else { i }] += value * share;
                 }
@@ -876,11 +652,7 @@ mod tests {
                     let total: f64 = output.iter().map(|o| o.exp()).sum();
                     loss += (total.ln() - output[label]) / count;
                     let target = |class| if class == label { 1.0 } else { 0.0 };
-                    output
-                        .iter()
-                        .enumerate()
-                        .map(|(class, o)| (o.exp() / total - target(class)) / count)
-                        .collect()
+                    output.iter().enumerate().map(|(class, o)| (o.exp() / total - target(class)) / count).collect()
                 } else {
                     let count = (rows * D) as f64;
                     let error = |i: usize| {
@@ -903,12 +675,7 @@ mod tests {
             let (lr, b1, b2, eps, wd) = (1e-2, 0.9_f64, 0.999_f64, 1e-8, 1e-2);
             self.updates += 1;
             let (c1, c2) = (1.0 - b1.powi(self.updates), 1.0 - b2.powi(self.updates));
-            for ((values, moments), gradients) in self
-                .parameters
-                .iter_mut()
-                .zip(&mut self.moments)
-                .zip(gradients)
-            {
+            for ((values, moments), gradients) in self.parameters.iter_mut().zip(&mut self.moments).zip(gradients) {
                 for ((p, [m, v]), g) in values.iter_mut().zip(moments).zip(gradients) {
                     *p *= 1.0 - lr * wd;
                     *m = b1 * *m + (1.0 - b1) * g;
@@ -931,18 +698,8 @@ mod tests {
             let report = fit.step(&records(batch), 0, step as u64).unwrap();
             let (loss, gradients) = reference.pass(batch);
             near(report.loss, loss, 1e-5, &format!("loss {step}"));
-            let norm = gradients
-                .iter()
-                .flatten()
-                .map(|g| g * g)
-                .sum::<f64>()
-                .sqrt();
-            near(
-                report.gradient_norm,
-                norm,
-                1e-5 * norm.max(1.0),
-                &format!("gradient norm {step}"),
-            );
+            let norm = gradients.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
+            near(report.gradient_norm, norm, 1e-5 * norm.max(1.0), &format!("gradient norm {step}"));
             losses.push(report.loss);
             reference.update(&gradients);
         }
@@ -961,17 +718,10 @@ mod tests {
         let (parameters, batches) = (truth_parameters(names, widths), truth_batches());
         let mut fit = Fit::new(spec.clone(), OptimizerSpec::new(Rule::SGD, 1.0), 1, 1).unwrap();
         fit.load_parameters(&weights_file(&parameters)).unwrap();
-        let before: Vec<_> = parameters
-            .iter()
-            .map(|(name, ..)| values(&fit, name))
-            .collect();
+        let before: Vec<_> = parameters.iter().map(|(name, ..)| values(&fit, name)).collect();
         let _ = fit.step(&records(&batches[0]), 0, 0).unwrap();
         let differences = parameters.iter().zip(before).map(|((name, ..), before)| {
-            before
-                .iter()
-                .zip(values(&fit, name))
-                .map(|(before, after)| before - after)
-                .collect()
+            before.iter().zip(values(&fit, name)).map(|(before, after)| before - after).collect()
         });
         differences.collect()
     }
@@ -982,11 +732,7 @@ mod tests {
         let check = &truth["check"];
         for (k, sum) in numbers(&check["input_sum"]).into_iter().enumerate() {
             let value = |b: &[u8]| f64::from(f32::from_le_bytes(b.try_into().unwrap()));
-            let found: f64 = batches[k]
-                .iter()
-                .flat_map(|sample| sample.bytes.chunks(4))
-                .map(value)
-                .sum();
+            let found: f64 = batches[k].iter().flat_map(|sample| sample.bytes.chunks(4)).map(value).sum();
             near(found, sum, 1e-5, "input sum");
         }
         for (i, expected) in numbers(&check["parameter_1[:4]"]).into_iter().enumerate() {
@@ -996,31 +742,13 @@ mod tests {
 
     #[test]
     fn mlp_is_pytorchs() {
-        let spec = ModelSpec::Mlp {
-            rows_max: T,
-            dim: D,
-            hidden: 12,
-            classes: 3,
-            dropout: 0.0,
-        };
+        let spec = ModelSpec::Mlp { rows_max: T, dim: D, hidden: 12, classes: 3, dropout: 0.0 };
         let (names, widths) = (["l1", "l2"], [D, 12, 3]);
         let (truth, batches) = (&truth()["models"]["mlp"], truth_batches());
-        let mut untrained =
-            Fit::new(spec.clone(), OptimizerSpec::new(Rule::ADAMW, 1e-2), 1, 1).unwrap();
-        untrained
-            .load_parameters(&weights_file(&truth_parameters(&names, &widths)))
-            .unwrap();
-        let batch = untrained
-            .batcher
-            .build(&records(&batches[0]))
-            .unwrap()
-            .slots;
-        let batch = super::super::batch::Batch {
-            slots: batch,
-            labels: &[None; 4],
-            order: &[0, 1, 2, 3],
-            rows: 17,
-        };
+        let mut untrained = Fit::new(spec.clone(), OptimizerSpec::new(Rule::ADAMW, 1e-2), 1, 1).unwrap();
+        untrained.load_parameters(&weights_file(&truth_parameters(&names, &widths))).unwrap();
+        let batch = untrained.batcher.build(&records(&batches[0])).unwrap().slots;
+        let batch = super::super::batch::Batch { slots: batch, labels: &[None; 4], order: &[0, 1, 2, 3], rows: 17 };
         let outputs: Vec<f32> = untrained.model.outputs(&batch).concat();
         for (found, expected) in outputs.iter().zip(numbers(&truth["first_output"])) {
             near(f64::from(*found), expected, 1e-6, "first output");
@@ -1032,29 +760,12 @@ mod tests {
         for (batch, expected) in batches.iter().zip(numbers(&truth["losses_after_20_steps"])) {
             let mut evaluation = fit.evaluation();
             fit.evaluate(&records(batch), &mut evaluation).unwrap();
-            near(
-                evaluation.loss().unwrap(),
-                expected,
-                1e-6,
-                "loss afterwards",
-            );
-            near(
-                reference.pass(batch).0,
-                expected,
-                1e-7,
-                "the reference's loss afterwards",
-            );
+            near(evaluation.loss().unwrap(), expected, 1e-6, "loss afterwards");
+            near(reference.pass(batch).0, expected, 1e-7, "the reference's loss afterwards");
         }
         let gradients = first_gradients(&spec, &names, &widths);
-        for (parameter, gradient) in truth["parameters"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .zip(gradients)
-        {
-            let (name, number) = (parameter["name"].as_str().unwrap(), |key: &str| {
-                parameter[key].as_f64().unwrap()
-            });
+        for (parameter, gradient) in truth["parameters"].as_array().unwrap().iter().zip(gradients) {
+            let (name, number) = (parameter["name"].as_str().unwrap(), |key: &str| parameter[key].as_f64().unwrap());
             let (sum, abs_sum) = sums(&gradient);
             near(sum, number("step0_grad_sum"), 1e-6, name);
             near(abs_sum, number("step0_grad_abs_sum"), 1e-6, name);
@@ -1069,22 +780,13 @@ mod tests {
     // stands in.
     #[test]
     fn autoencoder_is_the_references() {
-        let spec = ModelSpec::Autoencoder {
-            rows_max: T,
-            dim: D,
-            layers: vec![12, 6],
-            dropout: 0.0,
-        };
+        let spec = ModelSpec::Autoencoder { rows_max: T, dim: D, layers: vec![12, 6], dropout: 0.0 };
         let names = ["layers.0", "layers.1", "layers.2", "layers.3"];
         let widths = [T * D, 12, 6, 12, T * D];
         let (parameters, batches) = (truth_parameters(&names, &widths), truth_batches());
         let reference = Reference::new(&widths, &parameters);
         let (_, expected) = reference.pass(&batches[0]);
-        for (name, (found, expected)) in first_gradients(&spec, &names, &widths)
-            .iter()
-            .zip(&expected)
-            .enumerate()
-        {
+        for (name, (found, expected)) in first_gradients(&spec, &names, &widths).iter().zip(&expected).enumerate() {
             for (found, expected) in found.iter().zip(expected) {
                 near(*found, *expected, 1e-6, &format!("gradient {name}"));
             }
@@ -1094,37 +796,22 @@ mod tests {
         for batch in &batches {
             let mut one = fit.evaluation();
             fit.evaluate(&records(batch), &mut one).unwrap();
-            near(
-                one.loss().unwrap(),
-                reference.pass(batch).0,
-                1e-5,
-                "loss afterwards",
-            );
+            near(one.loss().unwrap(), reference.pass(batch).0, 1e-5, "loss afterwards");
             fit.evaluate(&records(batch), &mut all).unwrap();
         }
         let whole: Vec<Sample> = batches.into_iter().flatten().collect();
-        near(
-            all.loss().unwrap(),
-            reference.pass(&whole).0,
-            1e-5,
-            "loss of both",
-        );
+        near(all.loss().unwrap(), reference.pass(&whole).0, 1e-5, "loss of both");
     }
 
     // ---- Promises ----
 
     /// Reports and final state, with a restart before each step that `restart` names.
-    fn train(
-        spec: &ModelSpec,
-        rule: Rule,
-        restart: &[usize],
-    ) -> (Vec<StepReport>, Vec<u8>, String) {
+    fn train(spec: &ModelSpec, rule: Rule, restart: &[usize]) -> (Vec<StepReport>, Vec<u8>, String) {
         let (mut fit, mut reports) = (fit(spec.clone(), rule), Vec::new());
         for (step, batch) in batches().iter().enumerate() {
             if restart.contains(&step) {
                 let state = fit.state().unwrap();
-                fit = Fit::restore(spec.clone(), OptimizerSpec::new(rule, 1e-2), 7, 3, &state)
-                    .unwrap();
+                fit = Fit::restore(spec.clone(), OptimizerSpec::new(rule, 1e-2), 7, 3, &state).unwrap();
                 assert_eq!(fit.state().unwrap(), state);
             }
             reports.push(fit.step(&records(batch), 0, step as u64).unwrap());
@@ -1139,11 +826,7 @@ mod tests {
             for rule in RULES {
                 let through = train(&spec, rule, &[]);
                 for step in 0..batches().len() {
-                    assert_eq!(
-                        train(&spec, rule, &[step]),
-                        through,
-                        "{spec:?} {rule:?} restarted at {step}"
-                    );
+                    assert_eq!(train(&spec, rule, &[step]), through, "{spec:?} {rule:?} restarted at {step}");
                 }
                 assert_eq!(train(&spec, rule, &[1, 2, 5]), through);
             }
@@ -1154,9 +837,7 @@ mod tests {
     fn epoch_and_step_choose_what_is_dropped() {
         let weights = |epoch, step| {
             let mut fit = fit(mlp(0.5), Rule::SGD);
-            let _ = fit
-                .step(&records(&waves(Dtype::F32, &[2, 3, 1], 5)), epoch, step)
-                .unwrap();
+            let _ = fit.step(&records(&waves(Dtype::F32, &[2, 3, 1], 5)), epoch, step).unwrap();
             fit.weights_sha256().unwrap()
         };
         assert_eq!(weights(1, 2), weights(1, 2));
@@ -1174,10 +855,7 @@ mod tests {
     fn seed_and_trial_matter() {
         let weights = |seed, trial| {
             let spec = OptimizerSpec::new(Rule::ADAMW, 1e-2);
-            Fit::new(mlp(0.0), spec, seed, trial)
-                .unwrap()
-                .weights_sha256()
-                .unwrap()
+            Fit::new(mlp(0.0), spec, seed, trial).unwrap().weights_sha256().unwrap()
         };
         assert_eq!(weights(7, 3), weights(7, 3));
         assert_ne!(weights(7, 3), weights(8, 3));
@@ -1199,42 +877,21 @@ mod tests {
             }
             fit.weights_sha256().unwrap()[..16].to_owned()
         };
-        let found: Vec<String> = [mlp(0.3), autoencoder(0.3)]
-            .iter()
-            .flat_map(|spec| RULES.map(|rule| digest(spec.clone(), rule)))
-            .collect();
-        let mlp = [
-            "0b8f83b68da7174b",
-            "62d6d21cb330c66a",
-            "fc745c5b56962ee2",
-            "a629fc16dee3ab20",
-        ];
-        let autoencoder = [
-            "6ac0021619278aad",
-            "b42d8ee4078acd0d",
-            "55aecb597c414a5e",
-            "b003da6de20c9b4d",
-        ];
+        let found: Vec<String> =
+            [mlp(0.3), autoencoder(0.3)].iter().flat_map(|spec| RULES.map(|rule| digest(spec.clone(), rule))).collect();
+        let mlp = ["0b8f83b68da7174b", "62d6d21cb330c66a", "fc745c5b56962ee2", "a629fc16dee3ab20"];
+        let autoencoder = ["6ac0021619278aad", "b42d8ee4078acd0d", "55aecb597c414a5e", "b003da6de20c9b4d"];
         assert_eq!(found, [mlp, autoencoder].concat());
     }
 
     #[test]
     fn batches_before_leave_nothing_behind() {
         for spec in [mlp(0.0), autoencoder(0.0)] {
-            let (long, short) = (
-                waves(Dtype::F16, &[6, 6, 6, 6, 6], 5),
-                waves(Dtype::F32, &[1, 3], 5),
-            );
-            let (mut used, mut fresh) = (
-                fit(spec.clone(), Rule::ADAMW),
-                fit(spec.clone(), Rule::ADAMW),
-            );
+            let (long, short) = (waves(Dtype::F16, &[6, 6, 6, 6, 6], 5), waves(Dtype::F32, &[1, 3], 5));
+            let (mut used, mut fresh) = (fit(spec.clone(), Rule::ADAMW), fit(spec.clone(), Rule::ADAMW));
             let mut ignored = used.evaluation();
             used.evaluate(&records(&long), &mut ignored).unwrap();
-            assert_eq!(
-                used.step(&records(&short), 0, 0).unwrap(),
-                fresh.step(&records(&short), 0, 0).unwrap()
-            );
+            assert_eq!(used.step(&records(&short), 0, 0).unwrap(), fresh.step(&records(&short), 0, 0).unwrap());
             assert_eq!(used.state().unwrap(), fresh.state().unwrap());
         }
     }
@@ -1245,15 +902,8 @@ mod tests {
             for rule in RULES {
                 let mut fit = fit(spec.clone(), rule);
                 let batch = waves(Dtype::F16, &[6, 2, 4, 5, 1, 3], 5);
-                let losses: Vec<f64> = (0..60)
-                    .map(|step| fit.step(&records(&batch), 0, step).unwrap().loss)
-                    .collect();
-                assert!(
-                    losses[59] < 0.99 * losses[0],
-                    "{spec:?} {rule:?}: {} to {}",
-                    losses[0],
-                    losses[59]
-                );
+                let losses: Vec<f64> = (0..60).map(|step| fit.step(&records(&batch), 0, step).unwrap().loss).collect();
+                assert!(losses[59] < 0.99 * losses[0], "{spec:?} {rule:?}: {} to {}", losses[0], losses[59]);
             }
         }
     }
@@ -1267,40 +917,21 @@ mod tests {
             let state = fit.state().unwrap();
             for bad in [f32::NAN, f32::INFINITY, 3e38] {
                 let mut batch = waves(Dtype::F32, &[2, 3], 5);
-                batch.push(Sample::new(
-                    Dtype::F32,
-                    5,
-                    &[bad, -bad, bad, bad, bad],
-                    Some(0),
-                ));
+                batch.push(Sample::new(Dtype::F32, 5, &[bad, -bad, bad, bad, bad], Some(0)));
                 let report = fit.step(&records(&batch), 0, 1).unwrap();
                 // The classes' loss stays finite at 3e38; its gradient does not.
                 assert!(report.diverged(), "{spec:?} {bad}: {report:?}");
                 assert_eq!(report.records, 3);
                 if report.loss.is_finite() {
-                    fit = Fit::restore(
-                        spec.clone(),
-                        OptimizerSpec::new(Rule::ADAMW, 1e-2),
-                        7,
-                        3,
-                        &state,
-                    )
-                    .unwrap();
+                    fit = Fit::restore(spec.clone(), OptimizerSpec::new(Rule::ADAMW, 1e-2), 7, 3, &state).unwrap();
                 }
                 assert_eq!(fit.state().unwrap(), state);
             }
         }
         // Spoilt weights are noticed too, although ReLU could hide them.
         let mut fit = fit(mlp(0.0), Rule::ADAMW);
-        edit(&fit.model.parameters().value(1), |weights| {
-            weights.fill(f32::NAN)
-        })
-        .unwrap();
-        assert!(fit
-            .step(&records(&waves(Dtype::F32, &[2], 5)), 0, 0)
-            .unwrap()
-            .loss
-            .is_nan());
+        edit(&fit.model.parameters().value(1), |weights| weights.fill(f32::NAN)).unwrap();
+        assert!(fit.step(&records(&waves(Dtype::F32, &[2], 5)), 0, 0).unwrap().loss.is_nan());
     }
 
     #[test]
@@ -1311,14 +942,9 @@ mod tests {
         unlabelled[1].label = None;
         let error = fit.step(&records(&unlabelled), 0, 0).unwrap_err();
         assert_eq!(error.to_string(), "record 1 of the batch has no label");
-        assert!(matches!(
-            fit.step(&[], 0, 0),
-            Err(FitError::Batch(BatchError::Empty))
-        ));
+        assert!(matches!(fit.step(&[], 0, 0), Err(FitError::Batch(BatchError::Empty))));
         let mut evaluation = fit.evaluation();
-        assert!(fit
-            .evaluate(&records(&waves(Dtype::F32, &[2], 4)), &mut evaluation)
-            .is_err());
+        assert!(fit.evaluate(&records(&waves(Dtype::F32, &[2], 4)), &mut evaluation).is_err());
         assert_eq!(evaluation, fit.evaluation());
         assert_eq!(fit.state().unwrap(), state);
     }
@@ -1341,40 +967,25 @@ mod tests {
             for size in [1, 2, 4, 10] {
                 let parts = evaluate(size);
                 near(parts.loss().unwrap(), whole.loss().unwrap(), 1e-6, "loss");
-                assert_eq!(
-                    (parts.accuracy(), parts.macro_f1()),
-                    (whole.accuracy(), whole.macro_f1())
-                );
+                assert_eq!((parts.accuracy(), parts.macro_f1()), (whole.accuracy(), whole.macro_f1()));
                 assert_eq!(parts.loss.weight, whole.loss.weight);
             }
-            assert_eq!(
-                whole.accuracy().is_some(),
-                matches!(spec, ModelSpec::Mlp { .. })
-            );
+            assert_eq!(whole.accuracy().is_some(), matches!(spec, ModelSpec::Mlp { .. }));
             assert_eq!(fit.state().unwrap(), state);
             let nothing = fit.evaluation();
-            assert_eq!(
-                (nothing.loss(), nothing.accuracy(), nothing.macro_f1()),
-                (None, None, None)
-            );
+            assert_eq!((nothing.loss(), nothing.accuracy(), nothing.macro_f1()), (None, None, None));
         }
     }
 
     #[test]
     fn scores_are_scikit_learns() {
         let scores = |pairs: &[(u32, u32)], classes| {
-            let mut evaluation = Evaluation {
-                classes: vec![ClassCounts::default(); classes],
-                ..Evaluation::default()
-            };
+            let mut evaluation = Evaluation { classes: vec![ClassCounts::default(); classes], ..Evaluation::default() };
             for &(label, prediction) in pairs {
                 evaluation.count(prediction, Some(label));
                 evaluation.records += 1;
             }
-            (
-                evaluation.accuracy().unwrap(),
-                evaluation.macro_f1().unwrap(),
-            )
+            (evaluation.accuracy().unwrap(), evaluation.macro_f1().unwrap())
         };
         // The example of scikit-learn's f1_score, with a class that never occurs added.
         let pairs = [(0, 0), (1, 2), (2, 1), (0, 0), (1, 0), (2, 1)];
@@ -1404,11 +1015,8 @@ mod tests {
 
     fn names(bytes: &[u8]) -> Vec<String> {
         let header = String::from_utf8_lossy(&bytes[8..]).into_owned();
-        let header: serde_json::Map<String, Value> = serde_json::Deserializer::from_str(&header)
-            .into_iter()
-            .next()
-            .unwrap()
-            .unwrap();
+        let header: serde_json::Map<String, Value> =
+            serde_json::Deserializer::from_str(&header).into_iter().next().unwrap().unwrap();
         assert!(!header.contains_key("__metadata__"));
         header.keys().cloned().collect()
     }
@@ -1419,18 +1027,13 @@ mod tests {
         let parameters = ["l1.bias", "l1.weight", "l2.bias", "l2.weight"];
         let expected = |slots: &[&str]| {
             let mut names = vec![UPDATES.to_owned()];
-            slots
-                .iter()
-                .for_each(|slot| names.extend(parameters.map(|name| slot_tensor_name(slot, name))));
+            slots.iter().for_each(|slot| names.extend(parameters.map(|name| slot_tensor_name(slot, name))));
             names.extend(parameters.map(parameter_name));
             names
         };
         assert_eq!(names_of(Rule::ADAMW), expected(&["exp_avg", "exp_avg_sq"]));
         assert_eq!(names_of(Rule::SGD), expected(&[]));
-        assert_eq!(
-            names_of(Rule::Sgd { momentum: 0.9 }),
-            expected(&["momentum_buffer"])
-        );
+        assert_eq!(names_of(Rule::Sgd { momentum: 0.9 }), expected(&["momentum_buffer"]));
         assert_eq!(names_of(Rule::RMSPROP), expected(&["square_avg"]));
         let fit = fit(mlp(0.0), Rule::ADAMW);
         let bytes = fit.parameters_safetensors().unwrap();
@@ -1454,28 +1057,13 @@ mod tests {
 
     #[test]
     fn exported_parameters_can_be_initial_weights() {
-        let (mut trained, batch) = (
-            fit(autoencoder(0.0), Rule::ADAMW),
-            waves(Dtype::F32, &[2, 3], 5),
-        );
+        let (mut trained, batch) = (fit(autoencoder(0.0), Rule::ADAMW), waves(Dtype::F32, &[2, 3], 5));
         let _ = trained.step(&records(&batch), 0, 0).unwrap();
-        let mut other =
-            Fit::new(autoencoder(0.0), OptimizerSpec::new(Rule::SGD, 1e-3), 99, 1).unwrap();
-        assert_ne!(
-            other.weights_sha256().unwrap(),
-            trained.weights_sha256().unwrap()
-        );
-        other
-            .load_parameters(&trained.parameters_safetensors().unwrap())
-            .unwrap();
-        assert_eq!(
-            other.weights_sha256().unwrap(),
-            trained.weights_sha256().unwrap()
-        );
-        assert_eq!(
-            other.parameters_safetensors().unwrap(),
-            trained.parameters_safetensors().unwrap()
-        );
+        let mut other = Fit::new(autoencoder(0.0), OptimizerSpec::new(Rule::SGD, 1e-3), 99, 1).unwrap();
+        assert_ne!(other.weights_sha256().unwrap(), trained.weights_sha256().unwrap());
+        other.load_parameters(&trained.parameters_safetensors().unwrap()).unwrap();
+        assert_eq!(other.weights_sha256().unwrap(), trained.weights_sha256().unwrap());
+        assert_eq!(other.parameters_safetensors().unwrap(), trained.parameters_safetensors().unwrap());
     }
 
     #[test]
@@ -1490,63 +1078,37 @@ mod tests {
         let all = "l1.bias [7], l1.weight [7, 5], l2.bias [3], l2.weight [3, 7]";
         let mut missing = good.clone();
         let _ = missing.remove(1);
-        assert_eq!(
-            refused(&weights_file(&missing)),
-            format!("tensor l1.bias is missing; expected are {all}")
-        );
+        assert_eq!(refused(&weights_file(&missing)), format!("tensor l1.bias is missing; expected are {all}"));
         let mut surplus = good.clone();
         surplus.push(("l3.bias".into(), vec![1], vec![0.0]));
-        assert_eq!(
-            refused(&weights_file(&surplus)),
-            format!("tensor l3.bias is not the model's; expected are {all}")
-        );
+        assert_eq!(refused(&weights_file(&surplus)), format!("tensor l3.bias is not the model's; expected are {all}"));
         let mut shape = good.clone();
         shape[0].1 = vec![5, 7];
-        assert_eq!(
-            refused(&weights_file(&shape)),
-            "tensor l1.weight has shape [5, 7], expected is [7, 5]"
-        );
+        assert_eq!(refused(&weights_file(&shape)), "tensor l1.weight has shape [5, 7], expected is [7, 5]");
         let halves = [0; 70];
         let mut views: Vec<_> = Vec::new();
         let bytes = [0; 7 * 5 * 4];
         for (name, shape, values) in &good {
             let half = name == "l1.weight";
             let dtype = if half { FileDtype::F16 } else { FileDtype::F32 };
-            let bytes = if half {
-                &halves[..]
-            } else {
-                &bytes[..values.len() * 4]
-            };
-            views.push((
-                name.clone(),
-                TensorView::new(dtype, shape.clone(), bytes).unwrap(),
-            ));
+            let bytes = if half { &halves[..] } else { &bytes[..values.len() * 4] };
+            views.push((name.clone(), TensorView::new(dtype, shape.clone(), bytes).unwrap()));
         }
         let bytes = safetensors::serialize(views, None).unwrap();
-        assert_eq!(
-            refused(&bytes),
-            "tensor l1.weight has elements of type F16, expected is F32"
-        );
+        assert_eq!(refused(&bytes), "tensor l1.weight has elements of type F16, expected is F32");
         assert_eq!(refused(b"pickle"), "the bytes are not safetensors");
-        assert_eq!(
-            fit.weights_sha256().unwrap(),
-            before,
-            "nothing was taken over"
-        );
+        assert_eq!(fit.weights_sha256().unwrap(), before, "nothing was taken over");
         fit.load_parameters(&weights_file(&good)).unwrap();
         assert_ne!(fit.weights_sha256().unwrap(), before);
     }
 
     #[test]
     fn metadata_of_others_is_accepted() {
-        let metadata = [("format".to_owned(), "pt".to_owned())]
-            .into_iter()
-            .collect();
+        let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
         let mut fit = fit(mlp(0.0), Rule::ADAMW);
         let bytes = fit.parameters_safetensors().unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
-        fit.load_parameters(&safetensors::serialize(tensors, Some(metadata)).unwrap())
-            .unwrap();
+        fit.load_parameters(&safetensors::serialize(tensors, Some(metadata)).unwrap()).unwrap();
     }
 
     #[test]
@@ -1554,25 +1116,18 @@ mod tests {
         let state = fit(mlp(0.0), Rule::ADAMW).state().unwrap();
         let restore = |spec, rule| {
             let restored = Fit::restore(spec, OptimizerSpec::new(rule, 1e-2), 7, 3, &state);
-            restored
-                .err()
-                .map(|error| error.to_string())
-                .unwrap_or_default()
+            restored.err().map(|error| error.to_string()).unwrap_or_default()
         };
         assert_eq!(restore(mlp(0.0), Rule::ADAMW), "");
-        assert!(restore(mlp(0.0), Rule::SGD)
-            .starts_with("tensor optimizer/exp_avg/l1.bias is not the model's"));
-        assert!(restore(mlp(0.0), Rule::RMSPROP)
-            .starts_with("tensor optimizer/square_avg/l1.bias is missing"));
+        assert!(restore(mlp(0.0), Rule::SGD).starts_with("tensor optimizer/exp_avg/l1.bias is not the model's"));
+        assert!(restore(mlp(0.0), Rule::RMSPROP).starts_with("tensor optimizer/square_avg/l1.bias is missing"));
         assert!(restore(autoencoder(0.0), Rule::ADAMW).contains("is missing"));
     }
 
     #[test]
     fn damaged_bytes_never_panic() {
         let state = fit(mlp(0.0), Rule::ADAMW).state().unwrap();
-        let restore = |bytes: &[u8]| {
-            Fit::restore(mlp(0.0), OptimizerSpec::new(Rule::ADAMW, 1e-2), 7, 3, bytes)
-        };
+        let restore = |bytes: &[u8]| Fit::restore(mlp(0.0), OptimizerSpec::new(Rule::ADAMW, 1e-2), 7, 3, bytes);
         for length in 0..state.len() {
             assert!(restore(&state[..length]).is_err(), "cut at {length}");
         }

@@ -134,40 +134,20 @@ impl ModelSpec {
     /// [`ModelError::Setting`] or [`ModelError::Size`].
     pub fn check(&self) -> Result<(), ModelError> {
         let positive = |setting, value: usize| match value {
-            0 => Err(ModelError::Setting {
-                setting,
-                expected: "at least 1",
-                found: value.to_string(),
-            }),
+            0 => Err(ModelError::Setting { setting, expected: "at least 1", found: value.to_string() }),
             _ => Ok(()),
         };
         let dropout = match self {
-            Self::Autoencoder {
-                rows_max,
-                dim,
-                layers,
-                dropout,
-            } => {
+            Self::Autoencoder { rows_max, dim, layers, dropout } => {
                 positive("rows_max", *rows_max)?;
                 positive("dim", *dim)?;
                 if layers.is_empty() || layers.contains(&0) {
-                    let (expected, found) =
-                        ("a list of widths of at least 1", format!("{layers:?}"));
-                    return Err(ModelError::Setting {
-                        setting: "layers",
-                        expected,
-                        found,
-                    });
+                    let (expected, found) = ("a list of widths of at least 1", format!("{layers:?}"));
+                    return Err(ModelError::Setting { setting: "layers", expected, found });
                 }
                 *dropout
             }
-            Self::Mlp {
-                rows_max,
-                dim,
-                hidden,
-                classes,
-                dropout,
-            } => {
+            Self::Mlp { rows_max, dim, hidden, classes, dropout } => {
                 positive("rows_max", *rows_max)?;
                 positive("dim", *dim)?;
                 positive("hidden", *hidden)?;
@@ -177,11 +157,7 @@ impl ModelSpec {
         };
         if !(0.0..1.0).contains(&dropout) {
             let expected = "at least 0 and below 1";
-            return Err(ModelError::Setting {
-                setting: "dropout",
-                expected,
-                found: dropout.to_string(),
-            });
+            return Err(ModelError::Setting { setting: "dropout", expected, found: dropout.to_string() });
         }
         let widths = self.widths().ok_or(ModelError::Size)?;
         let elements = widths.windows(2).try_fold(0_usize, |sum, ends| {
@@ -197,30 +173,12 @@ impl ModelSpec {
     /// Input width, the hidden layers' widths, output width; nothing if the input's overflows.
     fn widths(&self) -> Option<Vec<usize>> {
         match self {
-            Self::Autoencoder {
-                rows_max,
-                dim,
-                layers,
-                ..
-            } => {
+            Self::Autoencoder { rows_max, dim, layers, .. } => {
                 let flat = rows_max.checked_mul(*dim)?;
                 let decoder = layers.iter().rev().skip(1);
-                Some(
-                    [flat]
-                        .iter()
-                        .chain(layers)
-                        .chain(decoder)
-                        .chain(&[flat])
-                        .copied()
-                        .collect(),
-                )
+                Some([flat].iter().chain(layers).chain(decoder).chain(&[flat]).copied().collect())
             }
-            Self::Mlp {
-                dim,
-                hidden,
-                classes,
-                ..
-            } => Some(vec![*dim, *hidden, *classes]),
+            Self::Mlp { dim, hidden, classes, .. } => Some(vec![*dim, *hidden, *classes]),
         }
     }
 
@@ -231,11 +189,7 @@ impl ModelSpec {
             Self::Autoencoder { rows_max, dim, .. } => (Layout::Packed, rows_max, dim),
             Self::Mlp { rows_max, dim, .. } => (Layout::Pooled, rows_max, dim),
         };
-        InputSpec {
-            layout,
-            rows_max,
-            dim,
-        }
+        InputSpec { layout, rows_max, dim }
     }
 
     /// Number of classes; 0 for a model that learns none.
@@ -264,16 +218,8 @@ impl ModelSpec {
         let mut parameters = Vec::new();
         for (layer, ends) in widths.windows(2).enumerate() {
             let (name, fan_in, out) = (self.layer_name(layer), ends[0], ends[1]);
-            parameters.push(ParameterSpec {
-                name: format!("{name}.weight"),
-                shape: vec![out, fan_in],
-                fan_in,
-            });
-            parameters.push(ParameterSpec {
-                name: format!("{name}.bias"),
-                shape: vec![out],
-                fan_in,
-            });
+            parameters.push(ParameterSpec { name: format!("{name}.weight"), shape: vec![out, fan_in], fan_in });
+            parameters.push(ParameterSpec { name: format!("{name}.bias"), shape: vec![out], fan_in });
         }
         parameters.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(parameters)
@@ -286,33 +232,19 @@ impl ModelSpec {
     fn dense(&self, parameters: &Parameters) -> Result<Dense, ModelError> {
         let (objective, dropout) = match *self {
             Self::Autoencoder { dim, dropout, .. } => (Objective::Reconstruction { dim }, dropout),
-            Self::Mlp {
-                classes, dropout, ..
-            } => (Objective::Classes { classes }, dropout),
+            Self::Mlp { classes, dropout, .. } => (Objective::Classes { classes }, dropout),
         };
         let layer = |layer| {
             let name = self.layer_name(layer);
             let find = |kind: &str| {
                 let name = format!("{name}.{kind}");
                 let place = parameters.specs.iter().position(|spec| spec.name == name);
-                place.ok_or_else(|| {
-                    candle_core::Error::msg(format!("the model has no parameter {name}"))
-                })
+                place.ok_or_else(|| candle_core::Error::msg(format!("the model has no parameter {name}")))
             };
-            Ok::<_, candle_core::Error>(Layer {
-                weight: find("weight")?,
-                bias: find("bias")?,
-            })
+            Ok::<_, candle_core::Error>(Layer { weight: find("weight")?, bias: find("bias")? })
         };
-        let layers = (0..parameters.specs.len() / 2)
-            .map(layer)
-            .collect::<Result<_, _>>()?;
-        Ok(Dense {
-            layers,
-            objective,
-            dropout,
-            dim: self.input().dim,
-        })
+        let layers = (0..parameters.specs.len() / 2).map(layer).collect::<Result<_, _>>()?;
+        Ok(Dense { layers, objective, dropout, dim: self.input().dim })
     }
 }
 
@@ -328,9 +260,7 @@ impl Parameters {
         let variable = |spec: &ParameterSpec| {
             let bound = (1.0 / (spec.fan_in as f64).sqrt()) as f32;
             let elements = spec.shape.iter().product();
-            let values: Vec<f32> = (0..elements)
-                .map(|_| (2.0 * weights.uniform() - 1.0) * bound)
-                .collect();
+            let values: Vec<f32> = (0..elements).map(|_| (2.0 * weights.uniform() - 1.0) * bound).collect();
             Var::from_vec(values, spec.shape.as_slice(), &Device::Cpu)
         };
         let variables = specs.iter().map(variable).collect::<Result<_, _>>()?;
@@ -434,11 +364,7 @@ impl Model {
     pub fn new(spec: ModelSpec, weights: &mut Generator) -> Result<Self, ModelError> {
         let parameters = Parameters::new(spec.parameters()?, weights)?;
         let network = spec.network(&parameters)?;
-        Ok(Self {
-            spec,
-            parameters,
-            network,
-        })
+        Ok(Self { spec, parameters, network })
     }
 
     /// Which model this is.
@@ -457,11 +383,7 @@ impl Model {
     ///
     /// # Errors
     /// See there.
-    pub fn forward(
-        &self,
-        batch: &Batch<'_>,
-        dropout: Option<Generator>,
-    ) -> Result<Pass, ModelError> {
+    pub fn forward(&self, batch: &Batch<'_>, dropout: Option<Generator>) -> Result<Pass, ModelError> {
         self.network.forward(&self.parameters, batch, dropout)
     }
 
@@ -469,12 +391,7 @@ impl Model {
     ///
     /// # Errors
     /// See there.
-    pub fn backward(
-        &self,
-        batch: &Batch<'_>,
-        pass: Pass,
-        sink: &mut GradientSink<'_>,
-    ) -> Result<(), ModelError> {
+    pub fn backward(&self, batch: &Batch<'_>, pass: Pass, sink: &mut GradientSink<'_>) -> Result<(), ModelError> {
         self.network.backward(&self.parameters, batch, pass, sink)
     }
 
@@ -528,26 +445,14 @@ impl Network for Dense {
         dropout: Option<Generator>,
     ) -> Result<Pass, ModelError> {
         let mut dropout = dropout.filter(|_| self.dropout > 0.0);
-        let kept_scale = if dropout.is_some() {
-            1.0 / (1.0 - self.dropout)
-        } else {
-            1.0
-        };
+        let kept_scale = if dropout.is_some() { 1.0 / (1.0 - self.dropout) } else { 1.0 };
         let hidden = self.hidden(parameters, batch, dropout.as_mut(), kept_scale)?;
         let mut residuals = self.outputs(parameters, batch, &hidden)?;
         let (loss, predictions) = match self.objective {
-            Objective::Reconstruction { dim } => {
-                (reconstruction_loss(&mut residuals, batch, dim)?, Vec::new())
-            }
+            Objective::Reconstruction { dim } => (reconstruction_loss(&mut residuals, batch, dim)?, Vec::new()),
             Objective::Classes { classes } => class_loss(&mut residuals, batch, classes)?,
         };
-        Ok(Pass {
-            loss,
-            predictions,
-            hidden,
-            residuals,
-            kept_scale,
-        })
+        Ok(Pass { loss, predictions, hidden, residuals, kept_scale })
     }
 
     fn backward(
@@ -557,12 +462,7 @@ impl Network for Dense {
         pass: Pass,
         sink: &mut GradientSink<'_>,
     ) -> Result<(), ModelError> {
-        let Pass {
-            hidden,
-            residuals,
-            kept_scale,
-            ..
-        } = pass;
+        let Pass { hidden, residuals, kept_scale, .. } = pass;
         let last = self.layers.len() - 1;
         let mut gradient = self.last_backward(parameters, &hidden[last - 1], &residuals, sink)?;
         through_relu(&gradient, &hidden[last - 1], kept_scale)?;
@@ -571,11 +471,7 @@ impl Network for Dense {
             let next = product(&gradient, &weight)?;
             through_relu(&next, below, kept_scale)?;
             sink(layer.weight, &weight, &product(&gradient.t()?, below)?)?;
-            sink(
-                layer.bias,
-                &parameters.value(layer.bias),
-                &column_sums(&gradient)?,
-            )?;
+            sink(layer.bias, &parameters.value(layer.bias), &column_sums(&gradient)?)?;
             gradient = next;
         }
         self.first_backward(parameters, batch, &gradient, sink)
@@ -600,9 +496,7 @@ impl Dense {
             };
             let bias = parameters.value(layer.bias);
             read(&bias, |bias| edit(&sums, |sums| add_bias(sums, bias)))??;
-            edit(&sums, |sums| {
-                relu(sums, dropout.as_deref_mut(), self.dropout, kept_scale)
-            })?;
+            edit(&sums, |sums| relu(sums, dropout.as_deref_mut(), self.dropout, kept_scale))?;
             hidden.push(sums);
         }
         Ok(hidden)
@@ -669,10 +563,7 @@ impl Dense {
             accumulate(&below, &product(residual, &values)?)?;
             let inputs = top.narrow(0, 0, residual.dim(0)?)?;
             sink(layer.weight, &values, &product(&residual.t()?, &inputs)?)?;
-            accumulate(
-                &bias_gradient.narrow(0, block * width, width)?,
-                &column_sums(residual)?,
-            )?;
+            accumulate(&bias_gradient.narrow(0, block * width, width)?, &column_sums(residual)?)?;
         }
         sink(layer.bias, &bias, &bias_gradient)?;
         Ok(below)
@@ -699,32 +590,21 @@ impl Dense {
                 None => sink(layer.weight, &values, &nothing)?,
             }
         }
-        sink(
-            layer.bias,
-            &parameters.value(layer.bias),
-            &column_sums(gradient)?,
-        )?;
+        sink(layer.bias, &parameters.value(layer.bias), &column_sums(gradient)?)?;
         Ok(())
     }
 }
 
 /// Squared error of the outputs; each output becomes the gradient of the mean loss with regard to
 /// itself.
-fn reconstruction_loss(
-    outputs: &mut [Tensor],
-    batch: &Batch<'_>,
-    dim: usize,
-) -> Result<Loss, ModelError> {
+fn reconstruction_loss(outputs: &mut [Tensor], batch: &Batch<'_>, dim: usize) -> Result<Loss, ModelError> {
     let weight = (batch.rows * dim) as f64;
     let scale = (2.0 / weight) as f32;
     let mut sum = 0.0;
     for (output, rows) in outputs.iter().zip(&batch.slots) {
         sum += read(rows, |targets| {
             edit(output, |errors| {
-                errors
-                    .iter_mut()
-                    .zip(targets)
-                    .for_each(|(error, target)| *error -= target);
+                errors.iter_mut().zip(targets).for_each(|(error, target)| *error -= target);
                 let squares = sum_of_squares(errors);
                 errors.iter_mut().for_each(|error| *error *= scale);
                 squares
@@ -739,11 +619,7 @@ fn reconstruction_loss(
 ///
 /// In `f64`, rounded once: it costs nothing here, and it keeps the last bits from depending on the
 /// platform's `expf`.
-fn class_loss(
-    outputs: &mut [Tensor],
-    batch: &Batch<'_>,
-    classes: usize,
-) -> Result<(Loss, Vec<u32>), ModelError> {
+fn class_loss(outputs: &mut [Tensor], batch: &Batch<'_>, classes: usize) -> Result<(Loss, Vec<u32>), ModelError> {
     let labels = labels(batch, classes)?;
     let (records, mut sum) = (labels.len() as f64, 0.0);
     let mut predictions = Vec::with_capacity(labels.len());
@@ -759,22 +635,14 @@ fn class_loss(
                 }
                 let total: f64 = exponentials.iter().sum();
                 sum += total.ln() - (f64::from(logits[label]) - highest);
-                for (class, (logit, exponential)) in
-                    logits.iter_mut().zip(&exponentials).enumerate()
-                {
+                for (class, (logit, exponential)) in logits.iter_mut().zip(&exponentials).enumerate() {
                     let target = if class == label { 1.0 } else { 0.0 };
                     *logit = ((exponential / total - target) / records) as f32;
                 }
             }
         })?;
     }
-    Ok((
-        Loss {
-            sum,
-            weight: records,
-        },
-        predictions,
-    ))
+    Ok((Loss { sum, weight: records }, predictions))
 }
 
 fn labels(batch: &Batch<'_>, classes: usize) -> Result<Vec<usize>, ModelError> {
@@ -782,11 +650,7 @@ fn labels(batch: &Batch<'_>, classes: usize) -> Result<Vec<usize>, ModelError> {
         let label = label.ok_or(ModelError::NoLabel { record })?;
         match usize::try_from(label) {
             Ok(class) if class < classes => Ok(class),
-            _ => Err(ModelError::Label {
-                record,
-                label,
-                classes,
-            }),
+            _ => Err(ModelError::Label { record, label, classes }),
         }
     };
     batch.labels.iter().zip(batch.order).map(check).collect()
@@ -811,8 +675,7 @@ fn product(left: &Tensor, right: &Tensor) -> candle_core::Result<Tensor> {
     }
     let part = |start: usize| {
         let depth = DEPTH_MAX.min(depth - start);
-        left.narrow(1, start, depth)?
-            .matmul(&right.narrow(0, start, depth)?)
+        left.narrow(1, start, depth)?.matmul(&right.narrow(0, start, depth)?)
     };
     let sum = part(0)?;
     for start in (DEPTH_MAX..depth).step_by(DEPTH_MAX) {
@@ -838,41 +701,26 @@ fn column_sums(rows: &Tensor) -> candle_core::Result<Tensor> {
 }
 
 fn add_bias(rows: &mut [f32], bias: &[f32]) {
-    rows.chunks_exact_mut(bias.len())
-        .for_each(|row| add(row, bias));
+    rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
 }
 
 /// ReLU, then inverted dropout with probability `share` if there is a generator.
 fn relu(values: &mut [f32], dropout: Option<&mut Generator>, share: f32, kept_scale: f32) {
     // Not `max`, which would turn NaN into 0 and hide that the trial has diverged.
-    values
-        .iter_mut()
-        .for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
+    values.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
     if let Some(generator) = dropout {
         for value in values {
-            *value = if generator.uniform() < share {
-                0.0
-            } else {
-                *value * kept_scale
-            };
+            *value = if generator.uniform() < share { 0.0 } else { *value * kept_scale };
         }
     }
 }
 
 /// The gradient below ReLU and dropout: nothing passes where the activation is 0, by either.
-fn through_relu(
-    gradient: &Tensor,
-    activations: &Tensor,
-    kept_scale: f32,
-) -> candle_core::Result<()> {
+fn through_relu(gradient: &Tensor, activations: &Tensor, kept_scale: f32) -> candle_core::Result<()> {
     read(activations, |activations| {
         edit(gradient, |gradient| {
             for (gradient, activation) in gradient.iter_mut().zip(activations) {
-                *gradient = if *activation > 0.0 {
-                    *gradient * kept_scale
-                } else {
-                    0.0
-                };
+                *gradient = if *activation > 0.0 { *gradient * kept_scale } else { 0.0 };
             }
         })
     })?
@@ -887,22 +735,11 @@ mod tests {
     use crate::features::codec::Dtype;
 
     fn mlp(dropout: f32) -> ModelSpec {
-        ModelSpec::Mlp {
-            rows_max: 6,
-            dim: 5,
-            hidden: 7,
-            classes: 3,
-            dropout,
-        }
+        ModelSpec::Mlp { rows_max: 6, dim: 5, hidden: 7, classes: 3, dropout }
     }
 
     fn autoencoder(dropout: f32) -> ModelSpec {
-        ModelSpec::Autoencoder {
-            rows_max: 6,
-            dim: 5,
-            layers: vec![9, 4],
-            dropout,
-        }
+        ModelSpec::Autoencoder { rows_max: 6, dim: 5, layers: vec![9, 4], dropout }
     }
 
     fn model(spec: ModelSpec) -> Model {
@@ -921,22 +758,14 @@ mod tests {
     fn gradients(model: &Model, batch: &Batch<'_>) -> Vec<(Vec<f32>, Vec<u32>)> {
         let specs = model.parameters().specs();
         let size = |spec: &ParameterSpec| spec.shape.iter().product::<usize>();
-        let mut found: Vec<_> = specs
-            .iter()
-            .map(|spec| (vec![0.0; size(spec)], vec![0; size(spec)]))
-            .collect();
+        let mut found: Vec<_> = specs.iter().map(|spec| (vec![0.0; size(spec)], vec![0; size(spec)])).collect();
         let pass = model.forward(batch, dropout()).unwrap();
         let mut sink = |place: usize, values: &Tensor, gradient: &Tensor| {
             assert_eq!(values.shape(), gradient.shape());
             let (gradients, times) = &mut found[place];
             let (start, stride) = (values.layout().start_offset(), values.stride()[0]);
             let columns = values.elem_count() / values.dim(0)?;
-            for (i, gradient) in gradient
-                .flatten_all()?
-                .to_vec1::<f32>()?
-                .into_iter()
-                .enumerate()
-            {
+            for (i, gradient) in gradient.flatten_all()?.to_vec1::<f32>()?.into_iter().enumerate() {
                 let at = start + i / columns * stride + i % columns;
                 gradients[at] = gradient;
                 times[at] += 1;
@@ -952,23 +781,11 @@ mod tests {
         for spec in [mlp(0.0), autoencoder(0.0), mlp(0.3), autoencoder(0.3)] {
             let model = model(spec.clone());
             for lengths in [&[6, 2, 4, 6, 1, 3, 5, 2][..], &[2, 1, 3], &[1]] {
-                let (samples, mut batcher) = (
-                    waves(Dtype::F32, lengths, 5),
-                    Batcher::new(spec.input()).unwrap(),
-                );
+                let (samples, mut batcher) = (waves(Dtype::F32, lengths, 5), Batcher::new(spec.input()).unwrap());
                 let batch = batcher.build(&records(&samples)).unwrap();
-                for (spec, (gradient, times)) in model
-                    .parameters()
-                    .specs()
-                    .iter()
-                    .zip(gradients(&model, &batch))
-                {
+                for (spec, (gradient, times)) in model.parameters().specs().iter().zip(gradients(&model, &batch)) {
                     assert!(times.iter().all(|&times| times == 1), "{}", spec.name);
-                    assert!(
-                        lengths.len() < 8 || gradient.iter().any(|&g| g != 0.0),
-                        "{} stays as it is",
-                        spec.name
-                    );
+                    assert!(lengths.len() < 8 || gradient.iter().any(|&g| g != 0.0), "{} stays as it is", spec.name);
                 }
             }
         }
@@ -978,10 +795,8 @@ mod tests {
     fn gradients_are_those_of_the_loss() {
         const STEP: f32 = 2e-3;
         for spec in [mlp(0.0), autoencoder(0.0), mlp(0.4), autoencoder(0.4)] {
-            let (samples, mut batcher) = (
-                waves(Dtype::F32, &[4, 2, 3, 1, 4, 3], 5),
-                Batcher::new(spec.input()).unwrap(),
-            );
+            let (samples, mut batcher) =
+                (waves(Dtype::F32, &[4, 2, 3, 1, 4, 3], 5), Batcher::new(spec.input()).unwrap());
             let batch = batcher.build(&records(&samples)).unwrap();
             let model = model(spec.clone());
             for (place, (gradient, _)) in gradients(&model, &batch).iter().enumerate() {
@@ -994,23 +809,15 @@ mod tests {
                     nudge(at, -2.0 * STEP);
                     let below = loss(&model, &batch);
                     nudge(at, STEP);
-                    differences.push(
-                        ((above - below) / (2.0 * f64::from(STEP)) - f64::from(gradient)).abs(),
-                    );
+                    differences.push(((above - below) / (2.0 * f64::from(STEP)) - f64::from(gradient)).abs());
                 }
                 // A step over a ReLU's corner is off by more; that may happen to a few of them. Nobody has
                 // rows 4 and 5, whose third of the outer weights must show no gradient.
                 differences.sort_by(f64::total_cmp);
                 let typical = differences[differences.len() * 9 / 10];
                 let largest = gradient.iter().fold(0.0_f32, |most, g| most.max(g.abs()));
-                assert!(
-                    largest > 1e-3,
-                    "{spec:?}: gradient {place} is too small to be compared"
-                );
-                assert!(
-                    typical < 5e-3 * f64::from(largest),
-                    "{spec:?} {place}: {typical} of {largest}"
-                );
+                assert!(largest > 1e-3, "{spec:?}: gradient {place} is too small to be compared");
+                assert!(typical < 5e-3 * f64::from(largest), "{spec:?} {place}: {typical} of {largest}");
             }
         }
     }
@@ -1021,35 +828,19 @@ mod tests {
             let model = model(spec.clone());
             let loss = |samples: &[Sample]| {
                 let mut batcher = Batcher::new(spec.input()).unwrap();
-                model
-                    .forward(&batcher.build(&records(samples)).unwrap(), None)
-                    .unwrap()
-                    .loss
+                model.forward(&batcher.build(&records(samples)).unwrap(), None).unwrap().loss
             };
-            let (long, short) = (
-                Sample::wave(Dtype::F32, 9, 5, 1),
-                Sample::wave(Dtype::F32, 6, 5, 1),
-            );
-            assert_eq!(
-                loss(&[long]),
-                loss(&[short]),
-                "rows beyond rows_max are not read"
-            );
+            let (long, short) = (Sample::wave(Dtype::F32, 9, 5, 1), Sample::wave(Dtype::F32, 6, 5, 1));
+            assert_eq!(loss(&[long]), loss(&[short]), "rows beyond rows_max are not read");
             let all = waves(Dtype::F16, &[4, 6, 1, 2], 5);
             let together = loss(&all);
             let mut apart = Loss::default();
             for one in all.chunks(1) {
                 let Loss { sum, weight } = loss(one);
-                apart = Loss {
-                    sum: apart.sum + sum,
-                    weight: apart.weight + weight,
-                };
+                apart = Loss { sum: apart.sum + sum, weight: apart.weight + weight };
             }
             assert_eq!(together.weight, apart.weight);
-            assert!(
-                (together.sum / apart.sum - 1.0).abs() < 1e-6,
-                "{together:?} {apart:?}"
-            );
+            assert!((together.sum / apart.sum - 1.0).abs() < 1e-6, "{together:?} {apart:?}");
         }
     }
 
@@ -1057,14 +848,8 @@ mod tests {
     fn dropout_follows_its_generator() {
         let (share, scale) = (0.25, 1.0 / 0.75);
         let mut values = vec![1.0; 40_000];
-        relu(
-            &mut values,
-            Some(&mut Generator::new(1, 2, Purpose::Dropout, 0, 0)),
-            share,
-            scale,
-        );
-        let dropped =
-            values.iter().filter(|&&value| value == 0.0).count() as f32 / values.len() as f32;
+        relu(&mut values, Some(&mut Generator::new(1, 2, Purpose::Dropout, 0, 0)), share, scale);
+        let dropped = values.iter().filter(|&&value| value == 0.0).count() as f32 / values.len() as f32;
         assert!((dropped - share).abs() < 0.01, "{dropped}");
         assert!(values.iter().all(|&value| value == 0.0 || value == scale));
 
@@ -1090,36 +875,15 @@ mod tests {
     fn deep_products_are_right() {
         for depth in [1, 512, 513, 1_500] {
             let value = |i: usize| ((i * 7 + depth) as f32).sin();
-            let left = Tensor::from_vec(
-                (0..3 * depth).map(value).collect::<Vec<_>>(),
-                (3, depth),
-                &Device::Cpu,
-            );
-            let right = Tensor::from_vec(
-                (0..2 * depth).map(value).collect::<Vec<_>>(),
-                (2, depth),
-                &Device::Cpu,
-            );
+            let left = Tensor::from_vec((0..3 * depth).map(value).collect::<Vec<_>>(), (3, depth), &Device::Cpu);
+            let right = Tensor::from_vec((0..2 * depth).map(value).collect::<Vec<_>>(), (2, depth), &Device::Cpu);
             let (left, right) = (left.unwrap(), right.unwrap());
-            let found = product(&left, &right.t().unwrap())
-                .unwrap()
-                .to_vec2::<f32>()
-                .unwrap();
-            let (left, right) = (
-                left.to_vec2::<f32>().unwrap(),
-                right.to_vec2::<f32>().unwrap(),
-            );
+            let found = product(&left, &right.t().unwrap()).unwrap().to_vec2::<f32>().unwrap();
+            let (left, right) = (left.to_vec2::<f32>().unwrap(), right.to_vec2::<f32>().unwrap());
             for (row, left) in left.iter().enumerate() {
                 for (column, right) in right.iter().enumerate() {
-                    let sum: f64 = left
-                        .iter()
-                        .zip(right)
-                        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-                        .sum();
-                    assert!(
-                        (f64::from(found[row][column]) - sum).abs() < 1e-4,
-                        "{depth}"
-                    );
+                    let sum: f64 = left.iter().zip(right).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+                    assert!((f64::from(found[row][column]) - sum).abs() < 1e-4, "{depth}");
                 }
             }
         }
@@ -1134,34 +898,16 @@ mod tests {
         assert!(matches!(result, Err(ModelError::NoLabel { record: 1 })));
         samples[1].label = Some(3);
         let result = model.forward(&batcher.build(&records(&samples)).unwrap(), None);
-        assert!(matches!(
-            result,
-            Err(ModelError::Label {
-                record: 1,
-                label: 3,
-                classes: 3
-            })
-        ));
+        assert!(matches!(result, Err(ModelError::Label { record: 1, label: 3, classes: 3 })));
     }
 
     #[test]
     fn names_shapes_and_first_ranges() {
         let listed = |spec: &ModelSpec| {
             let specs = spec.parameters().unwrap();
-            specs
-                .iter()
-                .map(|spec| format!("{} {:?} {}", spec.name, spec.shape, spec.fan_in))
-                .collect::<Vec<_>>()
+            specs.iter().map(|spec| format!("{} {:?} {}", spec.name, spec.shape, spec.fan_in)).collect::<Vec<_>>()
         };
-        assert_eq!(
-            listed(&mlp(0.0)),
-            [
-                "l1.bias [7] 5",
-                "l1.weight [7, 5] 5",
-                "l2.bias [3] 7",
-                "l2.weight [3, 7] 7"
-            ]
-        );
+        assert_eq!(listed(&mlp(0.0)), ["l1.bias [7] 5", "l1.weight [7, 5] 5", "l2.bias [3] 7", "l2.weight [3, 7] 7"]);
         let expected = [
             "layers.0.bias [9] 30",
             "layers.0.weight [9, 30] 30",
@@ -1176,17 +922,9 @@ mod tests {
         let model = model(autoencoder(0.0));
         for (place, spec) in model.parameters().specs().iter().enumerate() {
             let bound = 1.0 / (spec.fan_in as f32).sqrt();
-            let values: Vec<f32> = model
-                .parameters()
-                .value(place)
-                .flatten_all()
-                .unwrap()
-                .to_vec1()
-                .unwrap();
+            let values: Vec<f32> = model.parameters().value(place).flatten_all().unwrap().to_vec1().unwrap();
             assert!(values.iter().all(|value| value.abs() <= bound));
-            let spread = values
-                .iter()
-                .fold(0.0_f32, |most, value| most.max(value.abs()));
+            let spread = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             assert!(spread > 0.6 * bound, "{}: {spread} of {bound}", spec.name);
         }
     }
@@ -1194,23 +932,10 @@ mod tests {
     #[test]
     fn settings_out_of_range_are_named() {
         let autoencoder = |rows_max, dim, layers: &[usize], dropout| {
-            ModelSpec::Autoencoder {
-                rows_max,
-                dim,
-                layers: layers.to_vec(),
-                dropout,
-            }
-            .check()
+            ModelSpec::Autoencoder { rows_max, dim, layers: layers.to_vec(), dropout }.check()
         };
         let mlp = |rows_max, dim, hidden, classes, dropout| {
-            ModelSpec::Mlp {
-                rows_max,
-                dim,
-                hidden,
-                classes,
-                dropout,
-            }
-            .check()
+            ModelSpec::Mlp { rows_max, dim, hidden, classes, dropout }.check()
         };
         let cases = [
             (autoencoder(0, 4, &[2], 0.0), "rows_max"),
@@ -1227,24 +952,10 @@ mod tests {
         ];
         for (checked, name) in cases {
             let error = checked.unwrap_err();
-            assert!(
-                matches!(error, ModelError::Setting { setting, .. } if setting == name),
-                "{name}: {error}"
-            );
+            assert!(matches!(error, ModelError::Setting { setting, .. } if setting == name), "{name}: {error}");
         }
-        for (rows_max, dim, layer) in [
-            (usize::MAX, 2, 2),
-            (usize::MAX, 1, 1),
-            (1 << 20, 384, 4),
-            (1, 1, usize::MAX),
-        ] {
-            assert!(
-                matches!(
-                    autoencoder(rows_max, dim, &[layer], 0.0),
-                    Err(ModelError::Size)
-                ),
-                "{rows_max} {dim}"
-            );
+        for (rows_max, dim, layer) in [(usize::MAX, 2, 2), (usize::MAX, 1, 1), (1 << 20, 384, 4), (1, 1, usize::MAX)] {
+            assert!(matches!(autoencoder(rows_max, dim, &[layer], 0.0), Err(ModelError::Size)), "{rows_max} {dim}");
         }
         assert!(autoencoder(64, 384, &[256, 128], 0.0).is_ok());
     }
@@ -1255,10 +966,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<ModelSpec>(text).unwrap(), mlp(0.0));
         let spec = autoencoder(0.5);
         let text = serde_json::to_string(&spec).unwrap();
-        assert_eq!(
-            text,
-            r#"{"model":"autoencoder","rows_max":6,"dim":5,"layers":[9,4],"dropout":0.5}"#
-        );
+        assert_eq!(text, r#"{"model":"autoencoder","rows_max":6,"dim":5,"layers":[9,4],"dropout":0.5}"#);
         assert_eq!(serde_json::from_str::<ModelSpec>(&text).unwrap(), spec);
         assert!(serde_json::from_str::<ModelSpec>(r#"{"model":"mlp","dim":5,"hiden":7}"#).is_err());
     }

@@ -69,18 +69,11 @@ pub enum Rule {
 
 impl Rule {
     /// AdamW with β₁ 0.9, β₂ 0.999, ε 1e-8.
-    pub const ADAMW: Self = Self::AdamW {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-    };
+    pub const ADAMW: Self = Self::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
     /// SGD without momentum.
     pub const SGD: Self = Self::Sgd { momentum: 0.0 };
     /// RMSprop with α 0.99, ε 1e-8.
-    pub const RMSPROP: Self = Self::RmsProp {
-        alpha: 0.99,
-        epsilon: 1e-8,
-    };
+    pub const RMSPROP: Self = Self::RmsProp { alpha: 0.99, epsilon: 1e-8 };
 
     /// The weight decay used where none is set: 1e-2 for AdamW, 0 for the others, as in PyTorch.
     #[must_use]
@@ -122,11 +115,7 @@ impl OptimizerSpec {
     /// A rule at a learning rate, with its default weight decay.
     #[must_use]
     pub fn new(rule: Rule, learning_rate: f64) -> Self {
-        Self {
-            rule,
-            learning_rate,
-            weight_decay: rule.default_weight_decay(),
-        }
+        Self { rule, learning_rate, weight_decay: rule.default_weight_decay() }
     }
 
     /// Checks each number's range.
@@ -136,36 +125,20 @@ impl OptimizerSpec {
     pub fn check(&self) -> Result<(), OptimizerError> {
         let share = |setting, value: f64| match (0.0..1.0).contains(&value) {
             true => Ok(()),
-            false => Err(OptimizerError {
-                setting,
-                expected: "at least 0 and below 1",
-                found: value,
-            }),
+            false => Err(OptimizerError { setting, expected: "at least 0 and below 1", found: value }),
         };
         let above_zero = |setting, value: f64| match value.is_finite() && value > 0.0 {
             true => Ok(()),
-            false => Err(OptimizerError {
-                setting,
-                expected: "above 0",
-                found: value,
-            }),
+            false => Err(OptimizerError { setting, expected: "above 0", found: value }),
         };
         let not_negative = |setting, value: f64| match value.is_finite() && value >= 0.0 {
             true => Ok(()),
-            false => Err(OptimizerError {
-                setting,
-                expected: "at least 0",
-                found: value,
-            }),
+            false => Err(OptimizerError { setting, expected: "at least 0", found: value }),
         };
         not_negative("learning_rate", self.learning_rate)?;
         not_negative("weight_decay", self.weight_decay)?;
         match self.rule {
-            Rule::AdamW {
-                beta1,
-                beta2,
-                epsilon,
-            } => {
+            Rule::AdamW { beta1, beta2, epsilon } => {
                 share("beta1", beta1)?;
                 share("beta2", beta2)?;
                 above_zero("epsilon", epsilon)
@@ -199,20 +172,8 @@ impl Optimizer {
     pub fn new(spec: OptimizerSpec, sizes: &[usize]) -> Result<Self, OptimizerError> {
         spec.check()?;
         let slots = spec.rule.slots().len();
-        let state = |&size: &usize| {
-            std::array::from_fn(|slot| {
-                if slot < slots {
-                    vec![0.0; size]
-                } else {
-                    Vec::new()
-                }
-            })
-        };
-        Ok(Self {
-            spec,
-            updates: 0,
-            states: sizes.iter().map(state).collect(),
-        })
+        let state = |&size: &usize| std::array::from_fn(|slot| if slot < slots { vec![0.0; size] } else { Vec::new() });
+        Ok(Self { spec, updates: 0, states: sizes.iter().map(state).collect() })
     }
 
     /// The rule and its numbers.
@@ -226,10 +187,7 @@ impl Optimizer {
     /// # Errors
     /// A rate that is negative or not finite; the old one is kept.
     pub fn set_learning_rate(&mut self, learning_rate: f64) -> Result<(), OptimizerError> {
-        let spec = OptimizerSpec {
-            learning_rate,
-            ..self.spec
-        };
+        let spec = OptimizerSpec { learning_rate, ..self.spec };
         spec.check()?;
         self.spec = spec;
         Ok(())
@@ -260,11 +218,7 @@ impl Optimizer {
     /// Starts an update of all parameters.
     pub fn begin(&mut self) -> Update<'_> {
         self.updates += 1;
-        Update {
-            factors: Factors::new(&self.spec, self.updates),
-            states: &mut self.states,
-            squares: 0.0,
-        }
+        Update { factors: Factors::new(&self.spec, self.updates), states: &mut self.states, squares: 0.0 }
     }
 }
 
@@ -287,27 +241,14 @@ impl Update<'_> {
     ///
     /// # Errors
     /// Shapes that differ, other element types or layouts.
-    pub fn apply(
-        &mut self,
-        parameter: usize,
-        values: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<()> {
+    pub fn apply(&mut self, parameter: usize, values: &Tensor, gradient: &Tensor) -> candle_core::Result<()> {
         if values.shape() != gradient.shape() {
-            candle_core::bail!(
-                "a gradient of shape {:?} for values of {:?}",
-                gradient.shape(),
-                values.shape()
-            );
+            candle_core::bail!("a gradient of shape {:?} for values of {:?}", gradient.shape(), values.shape());
         }
         let Some(state) = self.states.get_mut(parameter) else {
             candle_core::bail!("a gradient for parameter {parameter}, which does not exist");
         };
-        let apply = Apply {
-            factors: self.factors,
-            state: RefCell::new(state),
-            squares: Cell::new(0.0),
-        };
+        let apply = Apply { factors: self.factors, state: RefCell::new(state), squares: Cell::new(0.0) };
         values.inplace_op2(gradient, &apply)?;
         self.squares += apply.squares.get();
         Ok(())
@@ -323,39 +264,16 @@ impl Update<'_> {
 /// What an update multiplies with: the rule's constants at one `t`, rounded to `f32`.
 #[derive(Clone, Copy, Debug)]
 enum Factors {
-    AdamW {
-        keep: f32,
-        beta1: f32,
-        rest1: f32,
-        beta2: f32,
-        rest2: f32,
-        step: f32,
-        root: f32,
-        epsilon: f32,
-    },
-    Sgd {
-        momentum: f32,
-        step: f32,
-        decay: f32,
-    },
-    RmsProp {
-        alpha: f32,
-        rest: f32,
-        step: f32,
-        epsilon: f32,
-        decay: f32,
-    },
+    AdamW { keep: f32, beta1: f32, rest1: f32, beta2: f32, rest2: f32, step: f32, root: f32, epsilon: f32 },
+    Sgd { momentum: f32, step: f32, decay: f32 },
+    RmsProp { alpha: f32, rest: f32, step: f32, epsilon: f32, decay: f32 },
 }
 
 impl Factors {
     fn new(spec: &OptimizerSpec, updates: u64) -> Self {
         let (step, decay) = (spec.learning_rate as f32, spec.weight_decay as f32);
         match spec.rule {
-            Rule::AdamW {
-                beta1,
-                beta2,
-                epsilon,
-            } => Self::AdamW {
+            Rule::AdamW { beta1, beta2, epsilon } => Self::AdamW {
                 keep: (1.0 - spec.learning_rate * spec.weight_decay) as f32,
                 beta1: beta1 as f32,
                 rest1: (1.0 - beta1) as f32,
@@ -365,18 +283,10 @@ impl Factors {
                 root: (1.0 / (1.0 - power(beta2, updates)).sqrt()) as f32,
                 epsilon: epsilon as f32,
             },
-            Rule::Sgd { momentum } => Self::Sgd {
-                momentum: momentum as f32,
-                step,
-                decay,
-            },
-            Rule::RmsProp { alpha, epsilon } => Self::RmsProp {
-                alpha: alpha as f32,
-                rest: (1.0 - alpha) as f32,
-                step,
-                epsilon: epsilon as f32,
-                decay,
-            },
+            Rule::Sgd { momentum } => Self::Sgd { momentum: momentum as f32, step, decay },
+            Rule::RmsProp { alpha, epsilon } => {
+                Self::RmsProp { alpha: alpha as f32, rest: (1.0 - alpha) as f32, step, epsilon: epsilon as f32, decay }
+            }
         }
     }
 
@@ -384,27 +294,14 @@ impl Factors {
     /// instructions.
     fn update(&self, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
         match *self {
-            Self::AdamW {
-                keep,
-                beta1,
-                rest1,
-                beta2,
-                rest2,
-                step,
-                root,
-                epsilon,
-            } => {
+            Self::AdamW { keep, beta1, rest1, beta2, rest2, step, root, epsilon } => {
                 for (((p, &g), m), v) in values.iter_mut().zip(gradient).zip(first).zip(second) {
                     *m = normal(beta1 * *m + rest1 * g);
                     *v = normal(beta2 * *v + rest2 * g * g);
                     *p = keep * *p - step * *m / (v.sqrt() * root + epsilon);
                 }
             }
-            Self::Sgd {
-                momentum,
-                step,
-                decay,
-            } if momentum != 0.0 => {
+            Self::Sgd { momentum, step, decay } if momentum != 0.0 => {
                 for ((p, &g), b) in values.iter_mut().zip(gradient).zip(first) {
                     *b = normal(momentum * *b + (g + decay * *p));
                     *p -= step * *b;
@@ -415,13 +312,7 @@ impl Factors {
                     *p -= step * (g + decay * *p);
                 }
             }
-            Self::RmsProp {
-                alpha,
-                rest,
-                step,
-                epsilon,
-                decay,
-            } => {
+            Self::RmsProp { alpha, rest, step, epsilon, decay } => {
                 for ((p, &g), v) in values.iter_mut().zip(gradient).zip(first) {
                     let g = g + decay * *p;
                     *v = normal(alpha * *v + rest * g * g);
@@ -516,8 +407,7 @@ impl InplaceOp2 for Apply<'_> {
                 at = range.end;
                 squares += sum_of_squares(gradient);
                 let (first, second) = (part(first, &range), part(second, &range));
-                self.factors
-                    .update(&mut values[range], gradient, first, second);
+                self.factors.update(&mut values[range], gradient, first, second);
             }
         }
         self.squares.set(squares);
@@ -541,12 +431,7 @@ mod tests {
     use super::super::batch::edit;
     use super::*;
 
-    const RULES: [Rule; 4] = [
-        Rule::ADAMW,
-        Rule::SGD,
-        Rule::Sgd { momentum: 0.9 },
-        Rule::RMSPROP,
-    ];
+    const RULES: [Rule; 4] = [Rule::ADAMW, Rule::SGD, Rule::Sgd { momentum: 0.9 }, Rule::RMSPROP];
 
     fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
         Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
@@ -569,11 +454,7 @@ mod tests {
     fn reference(spec: &OptimizerSpec, t: i32, g: f64, p: &mut f64, s: &mut [f64; 2]) {
         let (lr, wd) = (spec.learning_rate, spec.weight_decay);
         match spec.rule {
-            Rule::AdamW {
-                beta1,
-                beta2,
-                epsilon,
-            } => {
+            Rule::AdamW { beta1, beta2, epsilon } => {
                 *p *= 1.0 - lr * wd;
                 s[0] = beta1 * s[0] + (1.0 - beta1) * g;
                 s[1] = beta2 * s[1] + (1.0 - beta2) * g * g;
@@ -597,22 +478,15 @@ mod tests {
         const SIZE: usize = 37;
         for rule in RULES {
             for weight_decay in [0.0, 0.1] {
-                let spec = OptimizerSpec {
-                    rule,
-                    learning_rate: 1e-2,
-                    weight_decay,
-                };
+                let spec = OptimizerSpec { rule, learning_rate: 1e-2, weight_decay };
                 let mut optimizer = Optimizer::new(spec, &[SIZE]).unwrap();
                 let start: Vec<f32> = (0..SIZE).map(|i| (i as f32).cos()).collect();
                 let parameter = tensor(&start, &[SIZE]);
-                let mut expected: Vec<(f64, [f64; 2])> =
-                    start.iter().map(|&p| (f64::from(p), [0.0; 2])).collect();
+                let mut expected: Vec<(f64, [f64; 2])> = start.iter().map(|&p| (f64::from(p), [0.0; 2])).collect();
                 for t in 1..=50 {
                     let gradient = gradient(t, SIZE);
                     let mut update = optimizer.begin();
-                    update
-                        .apply(0, &parameter, &tensor(&gradient, &[SIZE]))
-                        .unwrap();
+                    update.apply(0, &parameter, &tensor(&gradient, &[SIZE])).unwrap();
                     let norm = update.finish();
                     let squares: f64 = gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
                     assert!((norm / squares.sqrt() - 1.0).abs() < 1e-6, "norm {norm}");
@@ -622,10 +496,7 @@ mod tests {
                 }
                 for (found, (expected, _)) in values(&parameter).iter().zip(&expected) {
                     let difference = (f64::from(*found) - expected).abs();
-                    assert!(
-                        difference < 2e-6 * expected.abs().max(1.0),
-                        "{rule:?}: {found} for {expected}"
-                    );
+                    assert!(difference < 2e-6 * expected.abs().max(1.0), "{rule:?}: {found} for {expected}");
                 }
             }
         }
@@ -638,15 +509,12 @@ mod tests {
         let gradient = tensor(&gradient(1, size), &[rows, columns]);
         for rule in RULES {
             let run = |cut: &dyn Fn(&Tensor) -> Vec<Tensor>| {
-                let mut optimizer =
-                    Optimizer::new(OptimizerSpec::new(rule, 1e-2), &[1, size]).unwrap();
+                let mut optimizer = Optimizer::new(OptimizerSpec::new(rule, 1e-2), &[1, size]).unwrap();
                 let parameter = tensor(&vec![0.5; size], &[rows, columns]);
                 for _ in 0..3 {
                     let mut update = optimizer.begin();
                     for (values, gradient) in cut(&parameter).iter().zip(cut(&gradient)) {
-                        update
-                            .apply(1, values, &gradient.contiguous().unwrap())
-                            .unwrap();
+                        update.apply(1, values, &gradient.contiguous().unwrap()).unwrap();
                     }
                     assert!((update.finish() - values_norm(&gradient)).abs() < 1e-4);
                 }
@@ -654,22 +522,14 @@ mod tests {
             };
             let whole = run(&|t| vec![t.clone()]);
             let cut_rows = run(&|t| vec![t.narrow(0, 0, 2).unwrap(), t.narrow(0, 2, 3).unwrap()]);
-            let cut_columns = run(&|t| {
-                (0..3)
-                    .map(|i| t.narrow(1, i * 1_000, 1_000).unwrap())
-                    .collect()
-            });
+            let cut_columns = run(&|t| (0..3).map(|i| t.narrow(1, i * 1_000, 1_000).unwrap()).collect());
             assert_eq!(whole, cut_rows);
             assert_eq!(whole, cut_columns);
         }
     }
 
     fn values_norm(tensor: &Tensor) -> f64 {
-        values(tensor)
-            .iter()
-            .map(|&g| f64::from(g).powi(2))
-            .sum::<f64>()
-            .sqrt()
+        values(tensor).iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
     }
 
     #[test]
@@ -683,10 +543,7 @@ mod tests {
             // SGD adds the weight decay to the gradient; its default is none.
             update.apply(0, &parameter, &tensor(&[0.0], &[1])).unwrap();
             assert_eq!(update.finish(), 0.0);
-            assert!(
-                (0..slots).all(|slot| optimizer.state(slot, 0) == [0.0]),
-                "{rule:?}"
-            );
+            assert!((0..slots).all(|slot| optimizer.state(slot, 0) == [0.0]), "{rule:?}");
         }
     }
 
@@ -695,9 +552,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, 1e30] {
             let mut optimizer = Optimizer::new(OptimizerSpec::new(Rule::SGD, 1e-3), &[2]).unwrap();
             let mut update = optimizer.begin();
-            update
-                .apply(0, &tensor(&[1.0, 1.0], &[2]), &tensor(&[0.0, bad], &[2]))
-                .unwrap();
+            update.apply(0, &tensor(&[1.0, 1.0], &[2]), &tensor(&[0.0, bad], &[2])).unwrap();
             assert!(!update.finish().is_finite());
         }
     }
@@ -707,18 +562,10 @@ mod tests {
         let mut optimizer = Optimizer::new(OptimizerSpec::new(Rule::ADAMW, 1e-3), &[4]).unwrap();
         let parameter = tensor(&[1.0; 4], &[2, 2]);
         let mut update = optimizer.begin();
-        assert!(update
-            .apply(0, &parameter, &tensor(&[1.0; 4], &[4]))
-            .is_err());
-        assert!(update
-            .apply(1, &parameter, &parameter.copy().unwrap())
-            .is_err());
-        assert!(update
-            .apply(0, &parameter.t().unwrap(), &parameter.copy().unwrap())
-            .is_err());
-        assert!(update
-            .apply(0, &parameter, &parameter.copy().unwrap().t().unwrap())
-            .is_err());
+        assert!(update.apply(0, &parameter, &tensor(&[1.0; 4], &[4])).is_err());
+        assert!(update.apply(1, &parameter, &parameter.copy().unwrap()).is_err());
+        assert!(update.apply(0, &parameter.t().unwrap(), &parameter.copy().unwrap()).is_err());
+        assert!(update.apply(0, &parameter, &parameter.copy().unwrap().t().unwrap()).is_err());
         assert_eq!(values(&parameter), [1.0; 4]);
         assert_eq!(update.finish(), 0.0);
     }
@@ -726,12 +573,7 @@ mod tests {
     #[test]
     fn settings_out_of_range_are_named() {
         let check = |rule, learning_rate, weight_decay| {
-            let checked = OptimizerSpec {
-                rule,
-                learning_rate,
-                weight_decay,
-            }
-            .check();
+            let checked = OptimizerSpec { rule, learning_rate, weight_decay }.check();
             checked.err().map_or("", |error| error.setting)
         };
         assert_eq!(check(Rule::ADAMW, 0.0, 0.0), "");
@@ -739,63 +581,17 @@ mod tests {
         assert_eq!(check(Rule::ADAMW, f64::NAN, 0.0), "learning_rate");
         assert_eq!(check(Rule::ADAMW, 1.0, f64::INFINITY), "weight_decay");
         assert_eq!(check(Rule::Sgd { momentum: 1.0 }, 1.0, 0.0), "momentum");
-        assert_eq!(
-            check(
-                Rule::AdamW {
-                    beta1: 1.0,
-                    beta2: 0.9,
-                    epsilon: 1e-8
-                },
-                1.0,
-                0.0
-            ),
-            "beta1"
-        );
-        assert_eq!(
-            check(
-                Rule::AdamW {
-                    beta1: 0.9,
-                    beta2: -0.1,
-                    epsilon: 1e-8
-                },
-                1.0,
-                0.0
-            ),
-            "beta2"
-        );
-        assert_eq!(
-            check(
-                Rule::AdamW {
-                    beta1: 0.9,
-                    beta2: 0.9,
-                    epsilon: 0.0
-                },
-                1.0,
-                0.0
-            ),
-            "epsilon"
-        );
-        assert_eq!(
-            check(
-                Rule::RmsProp {
-                    alpha: 1.5,
-                    epsilon: 1e-8
-                },
-                1.0,
-                0.0
-            ),
-            "alpha"
-        );
+        assert_eq!(check(Rule::AdamW { beta1: 1.0, beta2: 0.9, epsilon: 1e-8 }, 1.0, 0.0), "beta1");
+        assert_eq!(check(Rule::AdamW { beta1: 0.9, beta2: -0.1, epsilon: 1e-8 }, 1.0, 0.0), "beta2");
+        assert_eq!(check(Rule::AdamW { beta1: 0.9, beta2: 0.9, epsilon: 0.0 }, 1.0, 0.0), "epsilon");
+        assert_eq!(check(Rule::RmsProp { alpha: 1.5, epsilon: 1e-8 }, 1.0, 0.0), "alpha");
     }
 
     #[test]
     fn a_learning_rate_out_of_range_is_refused() {
         let mut optimizer = Optimizer::new(OptimizerSpec::new(Rule::SGD, 1e-3), &[]).unwrap();
         let error = optimizer.set_learning_rate(f64::NAN).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "learning_rate must be at least 0, not NaN"
-        );
+        assert_eq!(error.to_string(), "learning_rate must be at least 0, not NaN");
         assert_eq!(optimizer.spec().learning_rate, 1e-3);
         optimizer.set_learning_rate(0.5).unwrap();
         assert_eq!(optimizer.spec().learning_rate, 0.5);
@@ -819,10 +615,7 @@ mod tests {
     fn powers_and_sums_are_right() {
         for exponent in [0, 1, 2, 3, 10, 1_000, 123_456] {
             let (found, expected) = (power(0.999, exponent), 0.999_f64.powf(exponent as f64));
-            assert!(
-                (found - expected).abs() <= 1e-10 * expected,
-                "{exponent}: {found} for {expected}"
-            );
+            assert!((found - expected).abs() <= 1e-10 * expected, "{exponent}: {found} for {expected}");
         }
         assert_eq!(power(0.9, u64::MAX), 0.0);
         for size in [0, 1, 15, 16, 17, 1_023, 1_024, 1_025, 5_000] {

@@ -85,8 +85,8 @@ impl Publisher {
             return Err(Error::Lost);
         }
         let bytes_max = topics.output.message_bytes_max.max(topics.trials.message_bytes_max);
-        let producer =
-            TransactionalProducer::new(settings, &settings.trial_group(trial), bytes_max).map_err(Error::Interrupted)?;
+        let producer = TransactionalProducer::new(settings, &settings.trial_group(trial), bytes_max)
+            .map_err(Error::Interrupted)?;
         Ok(Self { settings: settings.clone(), producer, lease, partition, assignment, metrics: metrics.clone() })
     }
 

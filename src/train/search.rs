@@ -19,12 +19,23 @@ const WINDOW_RECORDS: u64 = 8192;
 const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Keys that belong to the search as a whole.
-const SEARCH_KEYS: [&str; 8] =
-    ["name", "topic", "objective", "seed", "validation", "rows_max", "unlabelled", "window"];
+const SEARCH_KEYS: [&str; 8] = ["name", "topic", "objective", "seed", "validation", "rows_max", "unlabelled", "window"];
 /// Keys that belong to a trial; outside `[[trial]]` they are defaults of all.
 const TRIAL_KEYS: [&str; 14] = [
-    "model", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "momentum", "dropout", "shuffle",
-    "hidden", "layers", "initial_weights", "checkpoint_every", "trial",
+    "model",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "momentum",
+    "dropout",
+    "shuffle",
+    "hidden",
+    "layers",
+    "initial_weights",
+    "checkpoint_every",
+    "trial",
 ];
 
 /// Why a search file cannot be used.
@@ -193,7 +204,8 @@ impl Search {
         let name: String = top.required("name")?;
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > 100 || !name.chars().all(allowed) {
-            return Err(top.invalid("name", "must be 1 to 100 letters, digits, `-`, `_` or `.`: it becomes part of group names"));
+            return Err(top
+                .invalid("name", "must be 1 to 100 letters, digits, `-`, `_` or `.`: it becomes part of group names"));
         }
         let seed: i64 = top.optional("seed")?.unwrap_or(0);
         let mut search = Self {
@@ -260,7 +272,11 @@ impl Search {
     }
 
     fn no_tables(&self) -> Error {
-        Error::Invalid { key: "trial".into(), place: "the search file".into(), message: "must be [[trial]] tables".into() }
+        Error::Invalid {
+            key: "trial".into(),
+            place: "the search file".into(),
+            message: "must be [[trial]] tables".into(),
+        }
     }
 
     fn configuration(&self, section: &Section<'_>, model: ModelName) -> Result<Configuration, Error> {
@@ -280,7 +296,10 @@ impl Search {
             shuffle: section.optional("shuffle")?.unwrap_or(true),
             hidden: section.optional("hidden")?.or((model == ModelName::Mlp).then_some(128)),
             layers: section.optional("layers")?.or((model == ModelName::Autoencoder).then(|| vec![256, 128])),
-            checkpoint_every: section.optional("checkpoint_every")?.map(|n| at_least_one("checkpoint_every", n)).transpose()?,
+            checkpoint_every: section
+                .optional("checkpoint_every")?
+                .map(|n| at_least_one("checkpoint_every", n))
+                .transpose()?,
             validation: self.validation,
             window: self.window.unwrap_or(0),
         };
@@ -303,8 +322,13 @@ impl Search {
         // Ranges of the rest are the model's and the optimizer's own to know; any data will do for asking them.
         let spec = configuration.parameters.model_spec(model, self.rows_max, 1, 2);
         let checked = spec.check().map_err(|error| error.to_string());
-        let checked = checked.and_then(|()| configuration.parameters.optimizer_spec().check().map_err(|error| error.to_string()));
-        checked.map_err(|message| Error::Invalid { key: "settings".into(), place: section.place.clone(), message: format!("of the trial: {message}") })?;
+        let checked =
+            checked.and_then(|()| configuration.parameters.optimizer_spec().check().map_err(|error| error.to_string()));
+        checked.map_err(|message| Error::Invalid {
+            key: "settings".into(),
+            place: section.place.clone(),
+            message: format!("of the trial: {message}"),
+        })?;
         Ok(configuration)
     }
 
@@ -315,7 +339,9 @@ impl Search {
     pub fn fit_to(&mut self, topic: &str, survey: &Survey) -> Result<Vec<String>, Error> {
         let mut warnings = Vec::new();
         if survey.records() == 0 {
-            return Err(Error::Data(format!("topic `{topic}` holds no features; embed some texts first (`sweepstream run --stage embed`)")));
+            return Err(Error::Data(format!(
+                "topic `{topic}` holds no features; embed some texts first (`sweepstream run --stage embed`)"
+            )));
         }
         let classifiers = self.trials.iter().any(|trial| trial.model.is_classifier());
         if classifiers && survey.labels.is_empty() {
@@ -329,16 +355,28 @@ impl Search {
             )));
         }
         if self.validation > 0 && survey.validation == 0 {
-            warnings.push(format!("no record falls into the validation split (1 in {}); there will be no validation values", self.validation));
+            warnings.push(format!(
+                "no record falls into the validation split (1 in {}); there will be no validation values",
+                self.validation
+            ));
         }
         if survey.validation == survey.records() {
-            return Err(Error::Data(format!("all {} records of topic `{topic}` fall into the validation split; raise `validation` or set it to 0", survey.records())));
+            return Err(Error::Data(format!(
+                "all {} records of topic `{topic}` fall into the validation split; raise `validation` or set it to 0",
+                survey.records()
+            )));
         }
         if self.validation == 0 && self.objective != Objective::Loss {
-            warnings.push(format!("there is no validation split, so the leaderboard goes by loss instead of {}", self.objective.name()));
+            warnings.push(format!(
+                "there is no validation split, so the leaderboard goes by loss instead of {}",
+                self.objective.name()
+            ));
         }
         if survey.embedders.len() > 1 {
-            warnings.push(format!("topic `{topic}` mixes matrices of several embedders: {}", survey.embedders.iter().cloned().collect::<Vec<_>>().join(", ")));
+            warnings.push(format!(
+                "topic `{topic}` mixes matrices of several embedders: {}",
+                survey.embedders.iter().cloned().collect::<Vec<_>>().join(", ")
+            ));
         }
         let record_bytes = (survey.rows_read * (survey.dim * survey.number_bytes) as u64 / survey.records()).max(1);
         let window = u32::try_from((WINDOW_BYTES / record_bytes).clamp(1, WINDOW_RECORDS)).unwrap_or(1);
@@ -359,9 +397,13 @@ impl Parameters {
                 layers: self.layers.clone().unwrap_or_default(),
                 dropout: self.dropout,
             },
-            ModelName::Mlp => {
-                ModelSpec::Mlp { rows_max, dim, hidden: self.hidden.unwrap_or_default(), classes, dropout: self.dropout }
-            }
+            ModelName::Mlp => ModelSpec::Mlp {
+                rows_max,
+                dim,
+                hidden: self.hidden.unwrap_or_default(),
+                classes,
+                dropout: self.dropout,
+            },
         }
     }
 
@@ -405,7 +447,9 @@ impl Section<'_> {
         // `1` is a fine learning rate.
         let as_float = value.as_integer().map(|integer| toml::Value::Float(integer as f64));
         let parsed = value.clone().try_into().or_else(|error| as_float.ok_or(error).and_then(toml::Value::try_into));
-        parsed.map(Some).map_err(|error: toml::de::Error| self.invalid(key, &format!("is {value}: {}", error.message())))
+        parsed
+            .map(Some)
+            .map_err(|error: toml::de::Error| self.invalid(key, &format!("is {value}: {}", error.message())))
     }
 
     fn required<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, Error> {

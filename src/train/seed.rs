@@ -111,10 +111,7 @@ mod tests {
     fn stream_is_pinned() {
         let mut generator = generator();
         let bits: Vec<u32> = (0..4).map(|_| generator.bits()).collect();
-        assert_eq!(
-            bits,
-            [2_172_975_726, 1_870_982_813, 1_442_900_021, 2_061_478_138]
-        );
+        assert_eq!(bits, [2_172_975_726, 1_870_982_813, 1_442_900_021, 2_061_478_138]);
         let uniform: Vec<f32> = (0..3).map(|_| generator.uniform()).collect();
         assert_eq!(uniform, [0.226_602_5, 0.010_795_772, 0.730_647_8]);
         let below: Vec<u32> = (0..8).map(|_| generator.below(10)).collect();
@@ -165,10 +162,7 @@ mod tests {
         for _ in 0..70_000 {
             counts[generator.below(7) as usize] += 1;
         }
-        assert!(
-            counts.iter().all(|&c| (9_500..10_500).contains(&c)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&c| (9_500..10_500).contains(&c)), "{counts:?}");
         assert_eq!((generator.below(0), generator.below(1)), (0, 0));
         assert!((0..1_000).all(|_| generator.below(u32::MAX) < u32::MAX));
     }
@@ -193,9 +187,6 @@ mod tests {
             *counts.entry(items).or_insert(0_u32) += 1;
         }
         assert_eq!(counts.len(), 24);
-        assert!(
-            counts.values().all(|&c| (850..1_150).contains(&c)),
-            "{counts:?}"
-        );
+        assert!(counts.values().all(|&c| (850..1_150).contains(&c)), "{counts:?}");
     }
 }

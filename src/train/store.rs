@@ -111,7 +111,11 @@ pub enum Want {
 ///
 /// # Errors
 /// When Kafka fails.
-pub fn output(settings: &Settings, trials: &BTreeMap<String, i32>, want: Want) -> Result<BTreeMap<String, TrialOutput>> {
+pub fn output(
+    settings: &Settings,
+    trials: &BTreeMap<String, i32>,
+    want: Want,
+) -> Result<BTreeMap<String, TrialOutput>> {
     let topic = &settings.topics.output;
     let watermarks = Watermarks::new(settings)?;
     let mut extents = BTreeMap::new();
@@ -120,7 +124,8 @@ pub fn output(settings: &Settings, trials: &BTreeMap<String, i32>, want: Want) -
             let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
         }
     }
-    let mut found: BTreeMap<String, TrialOutput> = trials.keys().map(|id| (id.clone(), TrialOutput::default())).collect();
+    let mut found: BTreeMap<String, TrialOutput> =
+        trials.keys().map(|id| (id.clone(), TrialOutput::default())).collect();
     scan(settings, topic, &extents, |message| {
         let key = message.key().and_then(Key::parse);
         if let Some((key, output)) = key.and_then(|key| Some((key.clone(), found.get_mut(key.trial())?))) {
@@ -206,7 +211,10 @@ impl TrialOutput {
         let measurements = self.measurements.keys().map(|&(epoch, step)| Key::Measurement { trial, epoch, step });
         let outcome = self.outcome.iter().map(|_| Key::Outcome { trial });
         let manifests = self.manifests.keys().map(|&slot| Key::Manifest { trial, slot });
-        let chunks = self.chunks.iter().flat_map(|(&slot, chunks)| chunks.keys().map(move |&chunk| Key::Chunk { trial, slot, chunk }));
+        let chunks = self
+            .chunks
+            .iter()
+            .flat_map(|(&slot, chunks)| chunks.keys().map(move |&chunk| Key::Chunk { trial, slot, chunk }));
         measurements.chain(outcome).chain(manifests).chain(chunks).collect()
     }
 }
@@ -235,8 +243,8 @@ pub fn follow(
             .map_err(Error::call(format!("reading {topic}/{partition}")))?;
     }
     let config = client::replay(settings, &format!("{}.follow", settings.application_id), 1);
-    let consumer: BaseConsumer<LogContext> = BaseConsumer::from_config_and_context(&config, LogContext)
-        .map_err(Error::call("creating a Kafka client"))?;
+    let consumer: BaseConsumer<LogContext> =
+        BaseConsumer::from_config_and_context(&config, LogContext).map_err(Error::call("creating a Kafka client"))?;
     consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
     while each(&trials) {
         match consumer.poll(Duration::from_secs(1)) {
@@ -299,7 +307,11 @@ impl<'b> Written<'b> {
     pub fn checkpoint(manifest: &Manifest, slot: Slot, blob: &'b [u8]) -> Vec<Self> {
         let trial = manifest.trial.as_str();
         let chunks = (0_u32..).zip(blob.chunks(checkpoint::CHUNK_BYTES)).map(|(chunk, bytes)| {
-            Self::Output(Key::Chunk { trial, slot, chunk }.to_string(), Kind::CheckpointChunk, Some(Cow::Borrowed(bytes)))
+            Self::Output(
+                Key::Chunk { trial, slot, chunk }.to_string(),
+                Kind::CheckpointChunk,
+                Some(Cow::Borrowed(bytes)),
+            )
         });
         let seal = Self::Output(
             Key::Manifest { trial, slot }.to_string(),
@@ -350,7 +362,8 @@ mod tests {
         }
         assert_eq!(counts, [2; 32]);
         for count in [7, 13, 26] {
-            let used: std::collections::BTreeSet<i32> = (0..100).map(|number| partition_of("x", number, count)).collect();
+            let used: std::collections::BTreeSet<i32> =
+                (0..100).map(|number| partition_of("x", number, count)).collect();
             assert_eq!(used, (0..count).collect());
         }
     }

@@ -156,7 +156,8 @@ fn work(context: &Context, stored: &Stored, publisher: &mut Publisher, control: 
         )));
     }
     let wanted = BTreeMap::from([(record.trial.clone(), stored.partition)]);
-    let output = store::output(&context.settings, &wanted, Want::Checkpoints)?.remove(&record.trial).unwrap_or_default();
+    let output =
+        store::output(&context.settings, &wanted, Want::Checkpoints)?.remove(&record.trial).unwrap_or_default();
     if let Some(outcome) = output.outcome.clone().filter(|outcome| outcome.attempt == record.attempt) {
         // Published in one transaction with the record of the trial, unless somebody wrote that record again since.
         publisher.publish(&ending(record, &outcome), None)?;
@@ -272,7 +273,11 @@ impl<'c> Training<'c> {
             checkpointed: now,
             measurements: Vec::new(),
             carry: Window::default(),
-            validation: if begins_pass { ValidationCache::Filling(empty(record.dim)) } else { ValidationCache::Incomplete },
+            validation: if begins_pass {
+                ValidationCache::Filling(empty(record.dim))
+            } else {
+                ValidationCache::Incomplete
+            },
             epoch_began: (now, progress.sums.records),
             shown: now,
             progress,
@@ -332,7 +337,9 @@ impl<'c> Training<'c> {
             }
             self.context.metrics.train.records.inc_by(window.records() as u64);
             self.keep_validation(&window);
-            if let Stepped::Diverged(reason) = self.steps(&window, &start, std::mem::take(&mut done_before), publisher)? {
+            if let Stepped::Diverged(reason) =
+                self.steps(&window, &start, std::mem::take(&mut done_before), publisher)?
+            {
                 return Ok(Stepped::Diverged(reason));
             }
         }
@@ -600,7 +607,12 @@ impl<'c> Training<'c> {
     }
 }
 
-fn evaluate_all(fit: &mut Fit, records: &Window, batch_size: usize, evaluation: &mut Evaluation) -> Result<(), FitError> {
+fn evaluate_all(
+    fit: &mut Fit,
+    records: &Window,
+    batch_size: usize,
+    evaluation: &mut Evaluation,
+) -> Result<(), FitError> {
     let all: Vec<Record<'_>> =
         (0..records.records()).map(|place| records.record(u32::try_from(place).unwrap_or(u32::MAX))).collect();
     all.chunks(batch_size).try_for_each(|batch| fit.evaluate(batch, evaluation))
@@ -650,7 +662,9 @@ fn check_group(context: &Context, record: &TrialRecord, range: &Range, newest: O
     }
     let says = newest.map_or_else(
         || "there is no checkpoint".to_owned(),
-        |manifest| format!("checkpoint {} stands at offsets {:?}", manifest.checkpoint, manifest.progress.position.offsets),
+        |manifest| {
+            format!("checkpoint {} stands at offsets {:?}", manifest.checkpoint, manifest.progress.position.offsets)
+        },
     );
     Err(Error::Refused(format!(
         "group `{group}` stands at offsets {offsets:?} ({}), but {says}: somebody reset the group or removed output; delete the group to go on from the checkpoint, or `sweepstream trials restart {}` to begin anew",
