@@ -234,6 +234,7 @@ impl Replay {
             drop(self.consumer.poll(Duration::ZERO));
             if waited.elapsed() > SILENCE {
                 waited = Instant::now();
+                self.check_log(index)?;
                 let PartitionRange { partition, .. } = self.range.partitions[index];
                 tracing::warn!(topic = %self.range.topic, partition, offset = self.offsets[index], "waiting for records");
             }
@@ -303,6 +304,31 @@ impl Replay {
                     .changed(index, "it ends before all its records were read: records were deleted or compacted away"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// After a silence: a log that ends before the range does is another one, and would be waited for in vain.
+    fn check_log(&self, index: usize) -> Result<()> {
+        let place = &self.range.partitions[index];
+        match self.consumer.fetch_watermarks(&self.range.topic, place.partition, client::REQUEST_TIMEOUT) {
+            Ok((_, end)) if end < place.end => Err(self.changed(
+                index,
+                &format!("its log ends at offset {end}: the topic was recreated, or records were lost"),
+            )),
+            Err(error)
+                if matches!(
+                    error.rdkafka_error_code(),
+                    Some(
+                        RDKafkaErrorCode::UnknownTopicOrPartition
+                            | RDKafkaErrorCode::UnknownTopic
+                            | RDKafkaErrorCode::UnknownPartition
+                    )
+                ) =>
+            {
+                Err(self.changed(index, "the topic was deleted"))
+            }
+            // Brokers that are away say nothing about the log.
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 
