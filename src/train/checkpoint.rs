@@ -73,6 +73,9 @@ pub struct Progress {
     pub taken: u64,
     /// Of the epoch in progress.
     pub sums: EpochSums,
+    /// `checkpoint_every` asks for a measurement before the next step; the end of an epoch is measured anyway.
+    #[serde(default)]
+    pub due: bool,
     /// The best measurement so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Measurement>,
@@ -88,6 +91,7 @@ impl Progress {
             position: Position::start(range),
             taken: 0,
             sums: EpochSums::default(),
+            due: false,
             best: None,
         }
     }

@@ -297,6 +297,7 @@ impl<'c> Training<'c> {
                 Stepped::Done => {}
             }
             let validation = self.validate()?;
+            self.progress.due = false;
             self.measure(Some(&validation));
             self.context.metrics.train.epoch_duration.observe(started.elapsed().as_secs_f64());
             self.context.metrics.train.epochs.inc();
@@ -344,6 +345,7 @@ impl<'c> Training<'c> {
             }
         }
         if self.carry.records() > 0 {
+            self.before_step(publisher)?;
             let carry = std::mem::take(&mut self.carry);
             let stepped = self.step(&carry, &Window::default(), &[])?;
             self.carry = carry;
@@ -377,6 +379,7 @@ impl<'c> Training<'c> {
                 }
                 return Ok(Stepped::Done);
             }
+            self.before_step(publisher)?;
             let carry = std::mem::take(&mut self.carry);
             let stepped = self.step(&carry, window, &order[taken..taken + needed])?;
             self.carry = carry;
@@ -419,12 +422,20 @@ impl<'c> Training<'c> {
         Ok(Stepped::Done)
     }
 
+    /// Takes the measurement that is due: only now it is known that the step before was not the epoch's last, which
+    /// is measured under the same key.
+    fn before_step(&mut self, publisher: &mut Publisher) -> Result<(), Error> {
+        if !std::mem::take(&mut self.progress.due) {
+            return Ok(());
+        }
+        self.measure(None);
+        self.checkpoint(publisher)
+    }
+
     fn after_step(&mut self, publisher: &mut Publisher) -> Result<(), Error> {
         let every = self.record.parameters.checkpoint_every;
-        if every.is_some_and(|every| self.progress.sums.steps.is_multiple_of(every)) {
-            self.measure(None);
-            self.checkpoint(publisher)?;
-        } else if self.checkpointed.elapsed() > self.context.settings.train.checkpoint_interval {
+        self.progress.due = every.is_some_and(|every| self.progress.sums.steps.is_multiple_of(every));
+        if self.checkpointed.elapsed() > self.context.settings.train.checkpoint_interval {
             self.checkpoint(publisher)?;
         }
         self.obey(publisher)
@@ -439,6 +450,9 @@ impl<'c> Training<'c> {
                 Err(Error::Ordered)
             }
             Order::Stop => {
+                if std::mem::take(&mut self.progress.due) {
+                    self.measure(None);
+                }
                 let outcome = self.finish(publisher, EndState::Stopped, Some("stopped on request".into()))?;
                 Err(Error::Stopped(Box::new(outcome)))
             }
