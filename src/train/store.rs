@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::checkpoint::{self, Manifest};
@@ -222,7 +222,7 @@ impl TrialOutput {
 
 /// Follows trials as their records change, from now on, as long as `each` returns true.
 ///
-/// `each` sees all of them, first as given and then after every change, at least once a second.
+/// `each` sees all of them, first as they stand and then after every change, at least once a second.
 ///
 /// # Errors
 /// When Kafka fails for good.
@@ -237,10 +237,24 @@ pub fn follow(
     let ids: BTreeSet<String> = trials.keys().cloned().collect();
     let watermarks = Watermarks::new(settings)?;
     let partitions: BTreeSet<i32> = known.iter().map(|stored| stored.partition).collect();
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    let mut extents = BTreeMap::new();
     for partition in partitions {
-        let start = watermarks.extent(topic, partition)?.start;
-        list.add_partition_offset(topic, partition, Offset::Offset(start))
+        let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
+    }
+    let follow = |message: &BorrowedMessage<'_>, trials: &mut BTreeMap<String, Stored>| {
+        let id = message.key().map(String::from_utf8_lossy);
+        if id.is_some_and(|id| ids.contains(id.as_ref())) {
+            let _ = apply(trials, message.partition(), message.offset(), message.key(), message.payload());
+        }
+    };
+    // What came before is gone through unseen: a restarted trial has had an outcome that it has no more.
+    scan(settings, topic, &extents, |message| {
+        follow(message, &mut trials);
+        Ok::<(), Error>(())
+    })?;
+    let mut list = TopicPartitionList::with_capacity(extents.len());
+    for (&partition, extent) in &extents {
+        list.add_partition_offset(topic, partition, Offset::Offset(extent.end))
             .map_err(Error::call(format!("reading {topic}/{partition}")))?;
     }
     let config = client::replay(settings, &format!("{}.follow", settings.application_id), 1);
@@ -249,12 +263,7 @@ pub fn follow(
     consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
     while each(&trials) {
         match consumer.poll(Duration::from_secs(1)) {
-            Some(Ok(message)) => {
-                let id = message.key().map(String::from_utf8_lossy);
-                if id.is_some_and(|id| ids.contains(id.as_ref())) {
-                    let _ = apply(&mut trials, message.partition(), message.offset(), message.key(), message.payload());
-                }
-            }
+            Some(Ok(message)) => follow(&message, &mut trials),
             Some(Err(error)) => tracing::debug!(%error, "while following trials"),
             None => {}
         }
