@@ -3,6 +3,11 @@
 mod embed;
 #[allow(clippy::disallowed_methods)] // as `support`
 mod lab;
+mod ownership;
+mod range;
+mod resume;
+mod scratch;
+mod search;
 #[allow(clippy::disallowed_methods)] // a reader and a writer that share no code with the program
 mod support;
 mod train;
