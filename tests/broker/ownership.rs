@@ -132,3 +132,21 @@ fn trials_move_to_a_second_process_with_their_checkpoints_under_kip_848() {
     lab.settings.kafka.group_protocol = GroupProtocol::Consumer;
     a_second_process(&lab);
 }
+
+#[test]
+fn processes_that_are_stopped_together_all_end_in_time_with_checkpoints() {
+    let lab = lab("together");
+    let search = lab.start(&format!("{SEARCH}epochs = 100"));
+    let mut both = two_at_work(&lab);
+    let signalled = Instant::now();
+    for process in &both {
+        process.signal("TERM");
+    }
+    for (process, log) in both.iter_mut().zip(["one", "two"]) {
+        assert_eq!(process.wait().code(), Some(0), "{}", lab.log(log));
+        assert!(!lab.log(log).contains("left to their last checkpoints"), "{}", lab.log(log));
+    }
+    assert!(signalled.elapsed() < Duration::from_secs(10), "{:?}", signalled.elapsed());
+    lab.train(&[&search]);
+    assert_whole(&lab, &search);
+}
