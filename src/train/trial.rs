@@ -289,14 +289,20 @@ impl<'c> Training<'c> {
         self.show(None);
         while self.progress.epoch < self.record.parameters.epochs {
             let started = Instant::now();
-            match self.epoch(publisher)? {
-                Stepped::Diverged(reason) => {
-                    let outcome = self.finish(publisher, EndState::Diverged, Some(reason))?;
-                    return Ok(End::Outcome(Box::new(outcome)));
-                }
-                Stepped::Done => {}
+            let stepped = self.epoch(publisher)?;
+            if let Stepped::Diverged(reason) = stepped {
+                return self.diverged(publisher, reason);
             }
             let validation = self.validate()?;
+            // What the last step spoilt, no further step would notice.
+            let sound = validation.loss().is_none_or(f64::is_finite) && self.fit.is_finite()?;
+            if !sound {
+                let epoch = self.progress.epoch + 1;
+                let reason = format!(
+                    "weights are not finite numbers after epoch {epoch}, or their validation loss; a lower learning_rate may help"
+                );
+                return self.diverged(publisher, reason);
+            }
             self.progress.due = false;
             self.measure(Some(&validation));
             self.context.metrics.train.epoch_duration.observe(started.elapsed().as_secs_f64());
@@ -317,6 +323,11 @@ impl<'c> Training<'c> {
             }
         }
         let outcome = self.finish(publisher, EndState::Finished, None)?;
+        Ok(End::Outcome(Box::new(outcome)))
+    }
+
+    fn diverged(&mut self, publisher: &mut Publisher, reason: String) -> Result<End, Error> {
+        let outcome = self.finish(publisher, EndState::Diverged, Some(reason))?;
         Ok(End::Outcome(Box::new(outcome)))
     }
 
