@@ -200,6 +200,8 @@ struct Training<'c> {
     /// When this process began with the epoch in progress, and how many records were done then.
     epoch_began: (Instant, u64),
     shown: Instant,
+    /// Of the last step.
+    loss: Option<f64>,
 }
 
 /// Validation records kept from epoch to epoch, as far as they fit.
@@ -280,13 +282,14 @@ impl<'c> Training<'c> {
             },
             epoch_began: (now, progress.sums.records),
             shown: now,
+            loss: None,
             progress,
             range,
         })
     }
 
     fn run(&mut self, publisher: &mut Publisher) -> Result<End, Error> {
-        self.show(None);
+        self.show();
         while self.progress.epoch < self.record.parameters.epochs {
             let started = Instant::now();
             let stepped = self.epoch(publisher)?;
@@ -427,8 +430,9 @@ impl<'c> Training<'c> {
         sums.loss += report.loss * records as f64;
         sums.gradient_norm += report.gradient_norm;
         self.context.metrics.train.steps.inc();
+        self.loss = Some(report.loss);
         if self.shown.elapsed() > SHOW_INTERVAL {
-            self.show(Some(report.loss));
+            self.show();
         }
         Ok(Stepped::Done)
     }
@@ -605,16 +609,16 @@ impl<'c> Training<'c> {
             self.checkpointed = Instant::now();
             self.context.metrics.train.checkpoint_bytes.inc_by(blob.len() as u64);
         }
-        self.show(None);
+        self.show();
         Ok(())
     }
 
-    fn show(&mut self, loss: Option<f64>) {
+    fn show(&mut self) {
         self.shown = Instant::now();
         let trial = self.record.trial.as_str();
         let total = self.range.records();
         let records = self.replay.ordinal();
-        let progress = &self.progress;
+        let (progress, loss) = (&self.progress, self.loss);
         self.context.status.trial(trial, |status| {
             status.epoch = progress.epoch;
             status.step = progress.step;
