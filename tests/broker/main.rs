@@ -3,6 +3,7 @@
 mod embed;
 #[allow(clippy::disallowed_methods)] // as `support`
 mod lab;
+mod outcomes;
 mod ownership;
 mod range;
 mod resume;
