@@ -378,3 +378,21 @@ pub fn raw<'m>(message: &'m BorrowedMessage<'_>) -> RawRecord<'m> {
     }
     record
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_survives_in_a_checkpoint() {
+        let place = |partition, start| PartitionRange { partition, start, end: 9, records: 4, digest: String::new() };
+        let range = Range { topic: "f".into(), partitions: vec![place(0, 5), place(3, 0)] };
+        let mut position = Position::start(&range);
+        assert_eq!((position.window, position.turn), (0, 0));
+        assert_eq!((&position.offsets, &position.taken), (&vec![5, 0], &vec![0, 0]));
+        position.digests[1] = Digest(u64::MAX).hex();
+        position.offsets[0] = i64::MAX;
+        let json = serde_json::to_string(&position).unwrap();
+        assert_eq!(serde_json::from_str::<Position>(&json).unwrap(), position);
+    }
+}

@@ -7,7 +7,6 @@ mod outcomes;
 mod ownership;
 mod range;
 mod resume;
-mod scratch;
 mod search;
 #[allow(clippy::disallowed_methods)] // a reader and a writer that share no code with the program
 mod support;

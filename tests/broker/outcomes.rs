@@ -32,7 +32,11 @@ fn separable_classes_are_told_apart_and_an_autoencoder_learns_to_rebuild() {
     lab.train(&[&search]);
     let output = lab.output();
     let last = |number: usize, key: &str| {
-        output.measurements(&search.trials[number].trial).into_iter().map(|m| m[key].as_f64().unwrap()).collect::<Vec<_>>()
+        output
+            .measurements(&search.trials[number].trial)
+            .into_iter()
+            .map(|m| m[key].as_f64().unwrap())
+            .collect::<Vec<_>>()
     };
     // Half of them are of either class.
     assert!(last(0, "validation_accuracy")[11] > 0.95, "{:?}", last(0, "validation_accuracy"));
@@ -47,7 +51,10 @@ fn separable_classes_are_told_apart_and_an_autoencoder_learns_to_rebuild() {
 fn a_diverged_trial_keeps_its_last_good_measurement_and_harms_no_other() {
     let lab = Lab::with_points("diverged", 2, 40);
     // One step an epoch: the second one finds what the first has done.
-    let search = lab.start(&format!("{}epochs = 3\nvalidation = 0\noptimizer = \"sgd\"\nlearning_rate = [1e30, 1e-3]", MLP.replace("= 8", "= 1000")));
+    let search = lab.start(&format!(
+        "{}epochs = 3\nvalidation = 0\noptimizer = \"sgd\"\nlearning_rate = [1e30, 1e-3]",
+        MLP.replace("= 8", "= 1000")
+    ));
     lab.train(&[&search]);
     let output = lab.output();
     let [absurd, modest] = [0, 1].map(|number| output.outcome(&search.trials[number].trial));
@@ -66,9 +73,8 @@ fn a_diverged_trial_keeps_its_last_good_measurement_and_harms_no_other() {
 fn weights_that_the_last_step_spoils_are_no_success() {
     let lab = Lab::with_points("spoilt", 2, 40);
     let one_step = MLP.replace("= 8", "= 1000");
-    let searches = [0, 5].map(|validation| {
-        lab.start(&format!("{one_step}epochs = 1\nvalidation = {validation}\nlearning_rate = 1e39"))
-    });
+    let searches = [0, 5]
+        .map(|validation| lab.start(&format!("{one_step}epochs = 1\nvalidation = {validation}\nlearning_rate = 1e39")));
     lab.train(&[&searches[0], &searches[1]]);
     let output = lab.output();
     for search in &searches {
@@ -100,7 +106,10 @@ fn an_outcome_that_the_trials_topic_lost_is_written_again_without_training() {
     lab.train(&[&search]);
     assert_eq!(lab.trial(id).unwrap(), trial);
     assert_eq!(lab.output().measurements(id), before.measurements(id));
-    assert_eq!(lab.output().keyed(&format!("{id}/checkpoint/0/manifest")).len(), before.keyed(&format!("{id}/checkpoint/0/manifest")).len());
+    assert_eq!(
+        lab.output().keyed(&format!("{id}/checkpoint/0/manifest")).len(),
+        before.keyed(&format!("{id}/checkpoint/0/manifest")).len()
+    );
 }
 
 /// Writes a record of `trials` as somebody else would, beside the trial's own.
@@ -140,7 +149,13 @@ fn what_is_no_trial_is_ignored_and_what_cannot_be_trained_fails_alone() {
     topology.stop().unwrap();
     let output = lab.output();
     let features = &lab.settings.topics.features;
-    for (name, reason) in names.into_iter().zip(["format 99", "hidden", &format!("{features}/1"), &format!("{features}/0"), "rows have 6 numbers"]) {
+    for (name, reason) in names.into_iter().zip([
+        "format 99",
+        "hidden",
+        &format!("{features}/1"),
+        &format!("{features}/0"),
+        "rows have 6 numbers",
+    ]) {
         let said = output.outcome(name)["reason"].as_str().unwrap().to_owned();
         assert!(said.contains(reason), "{name}: {said}");
     }
@@ -154,13 +169,20 @@ fn a_running_trial_is_shown_and_its_series_end_with_it() {
     let topology = lab.topology();
     let address = topology.http_address().unwrap();
     let shown = || serde_json::from_str::<Value>(&get(address, "/api/trials")).unwrap();
-    let series = [format!("sweepstream_trial_epoch{{trial=\"{id}\"}}"), format!("sweepstream_trial_lag_records{{trial=\"{id}\"}}"), format!("sweepstream_trial_loss{{trial=\"{id}\"}}")];
+    let series = [
+        format!("sweepstream_trial_epoch{{trial=\"{id}\"}}"),
+        format!("sweepstream_trial_lag_records{{trial=\"{id}\"}}"),
+        format!("sweepstream_trial_loss{{trial=\"{id}\"}}"),
+    ];
     eventually("it is shown", || {
         let metrics = get(address, "/metrics");
         shown()[id]["loss"].is_number() && series.iter().all(|series| metrics.contains(series.as_str()))
     });
     let trial = &shown()[id];
-    assert_eq!((&trial["state"], &trial["records_total"], &trial["epochs"]), (&"running".into(), &40.into(), &1_000_000.into()));
+    assert_eq!(
+        (&trial["state"], &trial["records_total"], &trial["epochs"]),
+        (&"running".into(), &40.into(), &1_000_000.into())
+    );
     assert!(trial["measurement"]["loss"].is_number(), "{trial}");
     assert!(get(address, "/metrics").contains("sweepstream_trials{state=\"running\"} 1"));
     assert_eq!(get(address, "/health/ready"), "ready\n");
