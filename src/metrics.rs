@@ -172,9 +172,6 @@ impl Embed {
             rebalances: r
                 .counter("embed_rebalances_total", "Rebalances of the embed group that reached this process.")?,
         };
-        for reason in crate::input::Invalid::REASONS {
-            embed.dead_letters.with_label_values(&[reason]).reset();
-        }
         for outcome in TransactionOutcome::ALL {
             embed.transactions.with_label_values(&[outcome.label()]).reset();
         }

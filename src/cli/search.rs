@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::output::{show, table, write_out, Progress};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
-use crate::features::range::{Range, Survey};
+use crate::features::range::{PartitionRange, Position, Range, Survey};
 use crate::features::survey;
 use crate::kafka::topics::{delete_groups, Declarations};
 use crate::kafka::transaction::TransactionalProducer;
@@ -140,7 +140,7 @@ pub fn start(settings: &Settings, text: &str, folder: &Path) -> Result<Started> 
 fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<TrialRecord> {
     let count = search.trials.len();
     let width = (count - 1).to_string().len().max(2);
-    let place = |partition: &crate::features::range::PartitionRange| partition.partition;
+    let place = |partition: &PartitionRange| partition.partition;
     let created_ms = now_ms();
     (0_u32..)
         .zip(&search.trials)
@@ -182,7 +182,7 @@ fn nothing_done(range: &Range) -> TrialProgress {
         epoch: 0,
         step: 0,
         records: 0,
-        position: crate::features::replay::Position::start(range),
+        position: Position::start(range),
         taken: 0,
         sums: EpochSums::default(),
         best: None,
