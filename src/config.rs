@@ -26,7 +26,7 @@ pub enum Error {
     UnknownKey {
         /// Full path of the key.
         key: String,
-        /// File or environment.
+        /// File, environment or `--set`.
         place: String,
         /// `; did you mean …`, or what is allowed.
         hint: String,
@@ -243,7 +243,7 @@ pub struct Embed {
     pub rows: Rows,
     /// Number format of the rows.
     pub dtype: MatrixDtype,
-    /// Tokens kept of a text, [CLS] and [SEP] included.
+    /// Tokens kept of a text, `[CLS]` and `[SEP]` included.
     pub max_length: NonZeroUsize,
     /// Tokens of one inference call, padding included.
     pub max_batch_tokens: NonZeroUsize,
@@ -389,7 +389,7 @@ impl Settings {
         }
         let dict = environment_dict(environment)?;
         figment = figment.merge(Named { name: "the environment".into(), dict });
-        figment = figment.merge(Named { name: "the command line".into(), dict: flags });
+        figment = figment.merge(Named { name: "`--set`".into(), dict: flags });
         let mut settings: Settings = figment.extract().map_err(|error| from_figment(error, "the settings"))?;
         settings.read_property_files()?;
         settings.check()?;
@@ -576,7 +576,7 @@ impl Provider for Named {
     }
 }
 
-/// Sections and keys that are read from the environment without `__` in their name.
+/// Settings outside any section: their variables have no `__` in their names.
 const TOP_LEVEL: &[&str] = &["application_id"];
 /// Variables of ours that are not settings.
 const NOT_SETTINGS: &[&str] = &["config", "parts", "peers"];

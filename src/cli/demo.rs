@@ -26,7 +26,7 @@ const FOLDER: &str = "sweepstream-demo";
 #[command(after_help = "\
 Examples:
   sweepstream demo                               ends by itself
-  sweepstream demo --keep                        leaves Kafka and the stages running for a look around")]
+  sweepstream demo --keep                        Kafka and the stages stay up until Ctrl-C")]
 pub struct Arguments {
     /// Leave everything running until interrupted
     #[arg(long)]
