@@ -104,10 +104,12 @@ impl Topology {
         // The model loads while the cluster is asked: both take most of a start.
         let model = stages.contains(&Stage::Embed).then(|| {
             let (settings, parts) = (settings.clone(), parts.clone());
-            std::thread::spawn(move || Model::load(&parts, &settings))
+            let load = move || Model::load(&parts, &settings);
+            std::thread::Builder::new().name("load-model".into()).spawn(load).map_err(Error::Thread)
         });
         let cluster = client::await_cluster(settings);
-        let model = model.map(|thread| thread.join().map_err(|_| Error::Panicked("embed"))).transpose()?.transpose()?;
+        let model = model.transpose()?.map(|thread| thread.join().map_err(|_| Error::Panicked("embed")));
+        let model = model.transpose()?.transpose()?;
         cluster?;
         let declarations = Declarations::load(settings)?;
         let topics = declarations.ensure(settings, model.as_ref().map(|model| model.matrix_bytes_max))?;

@@ -9,11 +9,12 @@ use clap::Args;
 use super::output::{write_out, Progress};
 use super::produce::{produce, Input};
 use super::run::{runtime, Signals};
-use super::search::{self, Started};
+use super::search;
 use super::{checkpoint, trials, Environment, Result};
 use crate::config::Settings;
 use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
 use crate::topology::{Stage, Topology};
+use crate::train::start::{start, Started};
 
 /// Sentences produced.
 const SENTENCES: usize = 4_000;
@@ -58,7 +59,7 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     let _ = produce(settings, sentences.into_iter().map(Ok), Some(&mut progress))?;
     progress.finish();
     embed(topology, count)?;
-    let started = search::start(settings, SEARCH, ".".as_ref())?;
+    let started = start(settings, SEARCH, ".".as_ref())?;
     say(&format!("search {} has {} trials over {count} matrices", started.id, started.trials.len()));
     train(topology, &started)?;
     let board = search::leaderboard(settings, &started.id)?;

@@ -90,7 +90,14 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if config {
         return Some(code::CONFIG);
     }
-    error.is::<crate::train::search::Error>().then_some(code::USAGE)
+    if let Some(error) = error.downcast_ref::<crate::train::start::Error>() {
+        use crate::train::start::Error as S;
+        return match error {
+            S::Search(_) | S::WeightsFile { .. } | S::Weights { .. } => Some(code::USAGE),
+            S::Kafka(error) => code_of(error),
+        };
+    }
+    None
 }
 
 type Result<T = (), E = Failure> = std::result::Result<T, E>;

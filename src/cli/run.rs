@@ -53,11 +53,11 @@ pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
         tokio::select! {
             name = signals.next() => {
                 tracing::info!(signal = name, timeout = ?environment.settings.run.drain_timeout, "draining; a second signal ends at once");
-                let _ = tokio::spawn(async move {
+                drop(tokio::spawn(async move {
                     let name = signals.next().await;
                     tracing::warn!(signal = name, "second signal, ending at once");
                     std::process::exit(130);
-                });
+                }));
             }
             () = ended.cancelled() => {}
         }

@@ -10,16 +10,13 @@ use serde::Serialize;
 use super::output::{show, table, write_out, Progress};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
-use crate::features::range::{PartitionRange, Position, Range, Survey};
-use crate::features::survey;
-use crate::kafka::topics::{delete_groups, Declarations};
+use crate::kafka::topics::delete_groups;
 use crate::kafka::transaction::TransactionalProducer;
-use crate::output::{EndState, Key, Kind, Measurement, Objective, Slot};
-use crate::train::checkpoint::{EpochSums, Manifest, Progress as TrialProgress};
-use crate::train::record::{TrialRecord, TRAINING_FORMAT};
-use crate::train::search::{initial_state, summary, Search};
+use crate::output::{EndState, Key, Kind, Measurement, Objective};
+use crate::train::record::TrialRecord;
+use crate::train::search::summary;
+use crate::train::start::start;
 use crate::train::store::{self, Stored, Want, Written};
-use crate::train::trial::now_ms;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -92,7 +89,7 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
         Command::Start { file } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
             let started = start(settings, &text, file.parent().unwrap_or(Path::new(".")))
-                .map_err(|failure| Failure { error: failure.error.context(file.display().to_string()), ..failure })?;
+                .map_err(|error| Failure::from(anyhow::Error::new(error).context(file.display().to_string())))?;
             Ok(write_out(&started.id)?)
         }
         Command::Wait { id } => wait(settings, &id),
@@ -105,106 +102,6 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
             Ok(show(json, &board, || board.text())?)
         }
         Command::Delete { id } => delete(settings, &id),
-    }
-}
-
-/// A search that was started.
-pub struct Started {
-    /// Its id.
-    pub id: String,
-    /// Its trials.
-    pub trials: Vec<TrialRecord>,
-    /// What the range holds.
-    pub survey: Survey,
-}
-
-/// Starts a search from the text of its file; paths in it are relative to `folder`.
-///
-/// # Errors
-/// Whatever is wrong with the file or with the features, before anything is written.
-pub fn start(settings: &Settings, text: &str, folder: &Path) -> Result<Started> {
-    let mut search = Search::parse(text)?;
-    let _ = Declarations::load(settings)?.create_missing(settings)?;
-    let topic = search.topic.clone().unwrap_or_else(|| settings.topics.features.clone());
-    let (range, survey) = survey::capture(settings, &topic, search.rows_max, search.validation, |_| {})?;
-    for warning in search.fit_to(&topic, &survey)? {
-        tracing::warn!("{warning}");
-    }
-    let suffix = uuid::Uuid::new_v4().simple().to_string();
-    let id = format!("{}-{}", search.name, &suffix[..6]);
-    let trials = records(&search, &id, &range, &survey);
-    let partitions = crate::kafka::offsets::Watermarks::new(settings)?.partitions(&settings.topics.trials)?;
-    let states = trials
-        .iter()
-        .zip(&search.trials)
-        .map(|(record, configuration)| match &configuration.initial_weights {
-            None => Ok(None),
-            Some(file) => initial(record, &folder.join(file)).map(Some),
-        })
-        .collect::<anyhow::Result<Vec<Option<Vec<u8>>>>>()?;
-    let mut written = Vec::new();
-    for (record, state) in trials.iter().zip(&states) {
-        let partition = store::partition_of(&id, record.number, partitions);
-        if let Some(state) = state {
-            let manifest = Manifest::seal(record, 0, nothing_done(&range), state);
-            written.extend(Written::checkpoint(&manifest, Slot::Initial, state).into_iter().map(|w| (partition, w)));
-        }
-        written.push((partition, Written::trial(record)));
-    }
-    store::publish(settings, &written)?;
-    tracing::info!(search = %id, trials = trials.len(), records = range.records(), labels = survey.labels.len(), dim = survey.dim, "search started");
-    Ok(Started { id, trials, survey })
-}
-
-fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<TrialRecord> {
-    let count = search.trials.len();
-    let width = (count - 1).to_string().len().max(2);
-    let place = |partition: &PartitionRange| partition.partition;
-    let created_ms = now_ms();
-    (0_u32..)
-        .zip(&search.trials)
-        .map(|(number, configuration)| TrialRecord {
-            search: id.to_owned(),
-            trial: format!("{id}-{number:0width$}"),
-            number,
-            trials: u32::try_from(count).unwrap_or(u32::MAX),
-            model: configuration.model,
-            parameters: configuration.parameters.clone(),
-            objective: search.objective,
-            seed: search.seed,
-            topic: range.topic.clone(),
-            range: range.partitions.iter().map(|p| (place(p), (p.start, p.end))).collect(),
-            records: range.partitions.iter().map(|p| (place(p), p.records)).collect(),
-            digests: range.partitions.iter().map(|p| (place(p), p.digest.clone())).collect(),
-            labels: survey.labels.keys().cloned().collect(),
-            rows_max: search.rows_max,
-            dim: survey.dim,
-            training_format: TRAINING_FORMAT,
-            initial: configuration.initial_weights.is_some(),
-            created_ms,
-            attempt: 0,
-            stop: false,
-            outcome: None,
-        })
-        .collect()
-}
-
-fn initial(record: &TrialRecord, file: &Path) -> anyhow::Result<Vec<u8>> {
-    let named = || format!("initial_weights {} for trial number {}", file.display(), record.number);
-    let weights = std::fs::read(file).with_context(named)?;
-    initial_state(record.model_spec(), record.optimizer_spec(), record.seed, record.number, &weights)
-        .with_context(named)
-}
-
-fn nothing_done(range: &Range) -> TrialProgress {
-    TrialProgress {
-        epoch: 0,
-        step: 0,
-        records: 0,
-        position: Position::start(range),
-        taken: 0,
-        sums: EpochSums::default(),
-        best: None,
     }
 }
 

@@ -173,7 +173,7 @@ impl Embedder for FastEmbedder {
             .into_raw();
         let output = output.first().ok_or_else(|| Error::Inference("the model gave no output".into()))?;
         let hidden = output
-            .select_output(&[OutputKey::ByName(OUTPUT.into())].as_slice())
+            .select_output(&[OutputKey::ByName(OUTPUT)].as_slice())
             .map_err(|error| Error::Inference(error.to_string()))?;
         let (shape, hidden) = match (hidden.shape(), hidden.as_slice()) {
             (&[b, t, d], Some(slice)) if b == batch.len() => ([t, d], slice),

@@ -235,7 +235,8 @@ mod tests {
 
     #[test]
     fn a_digest_depends_on_every_part_and_on_order() {
-        let digest = |records: &[(Option<&[u8]>, Option<&[u8]>, &[u8])]| {
+        type Parts<'a> = (Option<&'a [u8]>, Option<&'a [u8]>, &'a [u8]);
+        let digest = |records: &[Parts<'_>]| {
             let mut digest = Digest::default();
             records.iter().for_each(|(key, label, value)| digest.update(*key, *label, value));
             digest

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record::TrialRecord;
-use crate::features::range::Position;
+use crate::features::range::{Position, Range};
 use crate::output::{Measurement, Slot};
 
 /// Bytes of a chunk: well below the 1 MB that brokers allow a batch by default.
@@ -75,6 +75,21 @@ pub struct Progress {
     /// The best measurement so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Measurement>,
+}
+
+impl Progress {
+    /// Nothing done yet.
+    pub fn beginning(range: &Range) -> Self {
+        Self {
+            epoch: 0,
+            step: 0,
+            records: 0,
+            position: Position::start(range),
+            taken: 0,
+            sums: EpochSums::default(),
+            best: None,
+        }
+    }
 }
 
 /// Seals a checkpoint. With the record of the trial it says all that is needed to go on.

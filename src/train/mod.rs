@@ -10,5 +10,6 @@ pub mod publish;
 pub mod record;
 pub mod search;
 pub mod seed;
+pub mod start;
 pub mod store;
 pub mod trial;

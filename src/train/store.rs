@@ -1,6 +1,7 @@
 //! Trials and their output as they stand in Kafka.
 
 use std::borrow::Cow;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -120,8 +121,8 @@ pub fn output(
     let watermarks = Watermarks::new(settings)?;
     let mut extents = BTreeMap::new();
     for &partition in trials.values() {
-        if !extents.contains_key(&partition) {
-            let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
+        if let Entry::Vacant(entry) = extents.entry(partition) {
+            let _ = entry.insert(watermarks.capture(topic, partition)?);
         }
     }
     let mut found: BTreeMap<String, TrialOutput> =

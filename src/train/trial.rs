@@ -249,7 +249,7 @@ impl<'c> Training<'c> {
                 } else {
                     Fit::new(spec.clone(), optimizer, record.seed, record.number)?
                 };
-                (fit, beginning(&range))
+                (fit, Progress::beginning(&range))
             }
         };
         let stopped = control.clone();
@@ -622,18 +622,6 @@ fn empty(dim: usize) -> Window {
     let mut window = Window::default();
     window.clear(0, dim);
     window
-}
-
-fn beginning(range: &Range) -> Progress {
-    Progress {
-        epoch: 0,
-        step: 0,
-        records: 0,
-        position: Position::start(range),
-        taken: 0,
-        sums: EpochSums::default(),
-        best: None,
-    }
 }
 
 /// The group must tell the same story as the newest checkpoint, or nobody knows what was done.

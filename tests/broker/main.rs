@@ -1,5 +1,6 @@
 //! Tests against a real Kafka, started once and shared. Texts are embedded with the real model.
 
 mod embed;
+#[allow(clippy::disallowed_methods)] // a reader and a writer that share no code with the program
 mod support;
 mod train;

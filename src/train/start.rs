@@ -1,0 +1,139 @@
+//! Starts a search: freezes the range, checks the search against it, and writes one record for each trial.
+
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{Manifest, Progress};
+use super::fit::FitError;
+use super::record::{TrialRecord, TRAINING_FORMAT};
+use super::search::{self, initial_state, Search};
+use super::store::{self, Written};
+use super::trial::now_ms;
+use crate::config::Settings;
+use crate::features::range::{Range, Survey};
+use crate::features::survey;
+use crate::kafka;
+use crate::kafka::offsets::Watermarks;
+use crate::kafka::topics::Declarations;
+use crate::output::Slot;
+
+/// Why a search did not start; nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file, or what it asks of the features.
+    #[error(transparent)]
+    Search(#[from] search::Error),
+    /// Kafka.
+    #[error(transparent)]
+    Kafka(#[from] kafka::Error),
+    /// The file with a trial's first weights is unreadable.
+    #[error("initial_weights {file} of trial number {number}: {source}")]
+    WeightsFile {
+        /// The file.
+        file: PathBuf,
+        /// The trial.
+        number: u32,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file with a trial's first weights holds others than its model has.
+    #[error("initial_weights {file} of trial number {number}: {source}")]
+    Weights {
+        /// The file.
+        file: PathBuf,
+        /// The trial.
+        number: u32,
+        /// What does not fit.
+        source: FitError,
+    },
+}
+
+/// A search that was started.
+pub struct Started {
+    /// Its id.
+    pub id: String,
+    /// Its trials.
+    pub trials: Vec<TrialRecord>,
+    /// What the range holds.
+    pub survey: Survey,
+}
+
+/// Starts a search from the text of its file; paths in it are relative to `folder`.
+///
+/// # Errors
+/// Whatever is wrong with the file or with the features, before anything is written.
+pub fn start(settings: &Settings, text: &str, folder: &Path) -> Result<Started, Error> {
+    let mut search = Search::parse(text)?;
+    let _ = Declarations::load(settings)?.create_missing(settings)?;
+    let topic = search.topic.clone().unwrap_or_else(|| settings.topics.features.clone());
+    let (range, survey) = survey::capture(settings, &topic, search.rows_max, search.validation, |_| {})?;
+    for warning in search.fit_to(&topic, &survey)? {
+        tracing::warn!("{warning}");
+    }
+    let suffix = uuid::Uuid::new_v4().simple().to_string();
+    let id = format!("{}-{}", search.name, &suffix[..6]);
+    let trials = records(&search, &id, &range, &survey);
+    let partitions = Watermarks::new(settings)?.partitions(&settings.topics.trials)?;
+    let states = trials
+        .iter()
+        .zip(&search.trials)
+        .map(|(record, configuration)| match &configuration.initial_weights {
+            None => Ok(None),
+            Some(file) => initial(record, &folder.join(file)).map(Some),
+        })
+        .collect::<Result<Vec<Option<Vec<u8>>>, Error>>()?;
+    let mut written = Vec::new();
+    for (record, state) in trials.iter().zip(&states) {
+        let partition = store::partition_of(&id, record.number, partitions);
+        if let Some(state) = state {
+            let manifest = Manifest::seal(record, 0, Progress::beginning(&range), state);
+            written.extend(Written::checkpoint(&manifest, Slot::Initial, state).into_iter().map(|w| (partition, w)));
+        }
+        written.push((partition, Written::trial(record)));
+    }
+    store::publish(settings, &written)?;
+    tracing::info!(search = %id, trials = trials.len(), records = range.records(), labels = survey.labels.len(), dim = survey.dim, "search started");
+    Ok(Started { id, trials, survey })
+}
+
+fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<TrialRecord> {
+    let count = search.trials.len();
+    let width = (count - 1).to_string().len().max(2);
+    let place = |partition: &crate::features::range::PartitionRange| partition.partition;
+    let created_ms = now_ms();
+    (0_u32..)
+        .zip(&search.trials)
+        .map(|(number, configuration)| TrialRecord {
+            search: id.to_owned(),
+            trial: format!("{id}-{number:0width$}"),
+            number,
+            trials: u32::try_from(count).unwrap_or(u32::MAX),
+            model: configuration.model,
+            parameters: configuration.parameters.clone(),
+            objective: search.objective,
+            seed: search.seed,
+            topic: range.topic.clone(),
+            range: range.partitions.iter().map(|p| (place(p), (p.start, p.end))).collect(),
+            records: range.partitions.iter().map(|p| (place(p), p.records)).collect(),
+            digests: range.partitions.iter().map(|p| (place(p), p.digest.clone())).collect(),
+            labels: survey.labels.keys().cloned().collect(),
+            rows_max: search.rows_max,
+            dim: survey.dim,
+            training_format: TRAINING_FORMAT,
+            initial: configuration.initial_weights.is_some(),
+            created_ms,
+            attempt: 0,
+            stop: false,
+            outcome: None,
+        })
+        .collect()
+}
+
+fn initial(record: &TrialRecord, file: &Path) -> Result<Vec<u8>, Error> {
+    let (file, number) = (file.to_path_buf(), record.number);
+    let weights = match std::fs::read(&file) {
+        Ok(weights) => weights,
+        Err(source) => return Err(Error::WeightsFile { file, number, source }),
+    };
+    initial_state(record.model_spec(), record.optimizer_spec(), record.seed, record.number, &weights)
+        .map_err(|source| Error::Weights { file, number, source })
+}
