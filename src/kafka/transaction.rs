@@ -67,8 +67,8 @@ impl TransactionalProducer {
     /// Creates the producer and fences every earlier one with the same transactional id.
     ///
     /// `record_bytes_max` is the largest record that will be sent, with what a batch adds to it
-    /// ([`Outgoing::batch_bytes`]). Batches stay at or below 1 MB, which every topic takes by its declaration: the
-    /// broker measures batches, and one that is too large would fail every record in it.
+    /// ([`Outgoing::batch_bytes`]). Batches of several records stay at or below 1 MB, or below that if it is less: the
+    /// broker measures batches against `max.message.bytes`, and one that is too large would fail every record in it.
     ///
     /// # Errors
     /// When the id's coordinator cannot be reached, or the settings do not make a producer.
