@@ -221,6 +221,16 @@ pub enum Rows {
     Token,
 }
 
+impl Rows {
+    /// As in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Word => "word",
+            Self::Token => "token",
+        }
+    }
+}
+
 /// Number format of a matrix in `features`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -59,7 +59,7 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     let _ = produce(settings, sentences.into_iter().map(Ok), Some(&mut progress))?;
     progress.finish();
     embed(topology, count)?;
-    let started = start(settings, SEARCH, ".".as_ref())?;
+    let started = start(settings, SEARCH, ".".as_ref(), |_, _| {})?;
     say(&format!("search {} has {} trials over {count} matrices", started.id, started.trials.len()));
     train(topology, &started)?;
     let board = search::leaderboard(settings, &started.id)?;

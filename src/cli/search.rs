@@ -88,8 +88,16 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
     match arguments.command {
         Command::Start { file } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-            let started = start(settings, &text, file.parent().unwrap_or(Path::new(".")))
+            let mut surveyed: Option<Progress> = None;
+            let progress = |records, offsets| {
+                let progress = surveyed.get_or_insert_with(|| Progress::new("surveying the range", "records", offsets));
+                progress.set(records, "");
+            };
+            let started = start(settings, &text, file.parent().unwrap_or(Path::new(".")), progress)
                 .map_err(|error| Failure::from(anyhow::Error::new(error).context(file.display().to_string())))?;
+            if let Some(progress) = surveyed {
+                progress.finish();
+            }
             Ok(write_out(&started.id)?)
         }
         Command::Wait { id } => wait(settings, &id),
