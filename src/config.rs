@@ -288,7 +288,7 @@ impl Default for Embed {
 }
 
 impl Embed {
-    /// Inference sessions and threads of each, after defaults: together never more than the cores.
+    /// Inference sessions and threads of each. By default they take the cores together, and no more.
     pub fn sessions_and_threads(&self) -> (usize, usize) {
         let cores = cores();
         let sessions = self.sessions.map_or(cores.min(2), NonZeroUsize::get);

@@ -253,6 +253,20 @@ fn the_readme_lists_every_reason_of_a_dead_letter() {
 }
 
 #[test]
+fn the_readme_lists_every_subcommand() {
+    let text = read("README.md");
+    let section = text.split("\n## ").find(|section| section.starts_with("Command line")).unwrap();
+    for command in subcommands(&sweepstream(&["--help"], &[]).stdout) {
+        let nested = subcommands(&sweepstream(&[&command, "--help"], &[]).stdout);
+        let names =
+            if nested.is_empty() { vec![command] } else { nested.iter().map(|n| format!("{command} {n}")).collect() };
+        for name in names {
+            assert!(section.contains(&format!("`{name}")), "{name}");
+        }
+    }
+}
+
+#[test]
 fn no_committed_file_names_a_machine() {
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
     let Some(listed) = listed.ok().filter(|output| output.status.success()) else {

@@ -234,7 +234,8 @@ impl Search {
             drop(defaults.remove(*key));
         }
         let sections: Vec<(String, toml::Table)> = match table.get("trial") {
-            None => vec![("the search file".into(), toml::Table::new())],
+            // Then the file itself is the only one, and what it says is meant for its model.
+            None => vec![("the search file".into(), defaults.clone())],
             Some(toml::Value::Array(tables)) if !tables.is_empty() => tables
                 .iter()
                 .enumerate()
