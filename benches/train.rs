@@ -100,7 +100,7 @@ fn replay(bench: &Bench, matrices: &[Vec<u8>], trials: usize) -> f64 {
     producer.flush(Duration::from_secs(60)).unwrap();
     let rates: Vec<String> = (0..trials).map(|i| format!("{}e-3", i + 1)).collect();
     let search = format!("name = \"b\"\nmodel = \"mlp\"\nepochs = {EPOCHS}\nlearning_rate = [{}]", rates.join(", "));
-    let started = start(&settings, &search, ".".as_ref()).unwrap().trials.len();
+    let started = start(&settings, &search, ".".as_ref(), |_, _| {}).unwrap().trials.len();
     let topology = Topology::start(&settings, &Parts::locate(), &[Stage::Train]).unwrap();
     let running = || topology.status.trials().values().any(|trial| trial.step > 0);
     while !running() {

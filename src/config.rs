@@ -26,7 +26,7 @@ pub enum Error {
     UnknownKey {
         /// Full path of the key.
         key: String,
-        /// File or environment.
+        /// File, environment or `--set`.
         place: String,
         /// `; did you mean …`, or what is allowed.
         hint: String,
@@ -221,6 +221,16 @@ pub enum Rows {
     Token,
 }
 
+impl Rows {
+    /// As in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Word => "word",
+            Self::Token => "token",
+        }
+    }
+}
+
 /// Number format of a matrix in `features`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -243,7 +253,7 @@ pub struct Embed {
     pub rows: Rows,
     /// Number format of the rows.
     pub dtype: MatrixDtype,
-    /// Tokens kept of a text, [CLS] and [SEP] included.
+    /// Tokens kept of a text, `[CLS]` and `[SEP]` included.
     pub max_length: NonZeroUsize,
     /// Tokens of one inference call, padding included.
     pub max_batch_tokens: NonZeroUsize,
@@ -278,7 +288,7 @@ impl Default for Embed {
 }
 
 impl Embed {
-    /// Inference sessions and threads of each, after defaults: together never more than the cores.
+    /// Inference sessions and threads of each. By default they take the cores together, and no more.
     pub fn sessions_and_threads(&self) -> (usize, usize) {
         let cores = cores();
         let sessions = self.sessions.map_or(cores.min(2), NonZeroUsize::get);
@@ -389,7 +399,7 @@ impl Settings {
         }
         let dict = environment_dict(environment)?;
         figment = figment.merge(Named { name: "the environment".into(), dict });
-        figment = figment.merge(Named { name: "the command line".into(), dict: flags });
+        figment = figment.merge(Named { name: "`--set`".into(), dict: flags });
         let mut settings: Settings = figment.extract().map_err(|error| from_figment(error, "the settings"))?;
         settings.read_property_files()?;
         settings.check()?;
@@ -576,7 +586,7 @@ impl Provider for Named {
     }
 }
 
-/// Sections and keys that are read from the environment without `__` in their name.
+/// Settings outside any section: their variables have no `__` in their names.
 const TOP_LEVEL: &[&str] = &["application_id"];
 /// Variables of ours that are not settings.
 const NOT_SETTINGS: &[&str] = &["config", "parts", "peers"];

@@ -1,14 +1,61 @@
-//! crate docs
+//! sweepstream embeds a Kafka topic of text once, exactly once, and trains any number of models from the result.
+//!
+//! The embed stage turns each text into a matrix, one row for each word, and writes it to a *features* topic in the
+//! same transaction that commits its input. A *search* freezes what that topic holds; each of its *trials*, one for
+//! each combination of hyper-parameters, replays the frozen range as a consumer group of its own and publishes
+//! measurements and checkpoints. Kafka is the only store and the only scheduler.
+//!
+//! ```text
+//!   texts ──► embed workers ──► features ──► trials (one consumer group each) ──► output
+//!  (input)    poll│infer│commit  (matrices)     replay│fit│publish               measurements, checkpoints,
+//!               │                                  ▲                             outcomes
+//!               └► dead-letters                    └── trials topic: what to run, and who runs it
+//! ```
+//!
+//! Every arrow is a topic, so each stage can run in a process of its own, in as many as there is work for.
+//! `ARCHITECTURE.md` states the promises that are kept, the capacity of every queue, and why things are as they are.
+//!
+//! The crate is a program first: its interface is the command line. The modules are public for tests and benchmarks.
+//! In the order in which data flows:
+//!
+//! - [`cli`]: the command line, one file for each subcommand
+//! - [`config`]: typed settings from defaults, file, environment and flags; their relations are checked once
+//! - [`parts`]: where ONNX Runtime, models, Kafka's jars and corpora lie
+//! - [`topology`]: wires the stages together, starts them, builds them anew after failures, stops them
+//! - [`kafka`]: clients, members of groups, transactions, topics, offsets, and a local broker
+//! - [`input`]: a record of `texts` becomes a document, or the reason why not
+//! - [`embed`]: the embed stage, documents to matrices, exactly once
+//! - [`features`]: how a matrix is written, and how a frozen range is replayed in the same order
+//! - [`train`]: the train stage: searches, trials, and the pool that runs them
+//! - [`output`]: what is published, and under which keys
+//! - [`metrics`]: all Prometheus handles
+//! - [`status`]: what this process is doing right now
+//! - [`http`]: both of them for others to read
+
+// Apart by blank lines, so that rustfmt keeps the order.
+
 pub mod cli;
+
 pub mod config;
-pub mod embed;
-pub mod features;
-pub mod http;
-pub mod input;
-pub mod kafka;
-pub mod metrics;
-pub mod output;
+
 pub mod parts;
-pub mod status;
+
 pub mod topology;
+
+pub mod kafka;
+
+pub mod input;
+
+pub mod embed;
+
+pub mod features;
+
 pub mod train;
+
+pub mod output;
+
+pub mod metrics;
+
+pub mod status;
+
+pub mod http;

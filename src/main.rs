@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     match cli::main() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("sweepstream: {:#}", failure.error);
+            eprintln!("sweepstream: {}", failure.message());
             ExitCode::from(failure.code)
         }
     }

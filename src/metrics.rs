@@ -87,7 +87,7 @@ pub struct Train {
     pub steps: IntCounter,
     /// Records replayed.
     pub records: IntCounter,
-    /// Records trained on in the last second or so, all trials together.
+    /// Records replayed in the last second, all trials together.
     pub records_per_second: Gauge,
     /// Bytes of checkpoints committed.
     pub checkpoint_bytes: IntCounter,
@@ -172,9 +172,6 @@ impl Embed {
             rebalances: r
                 .counter("embed_rebalances_total", "Rebalances of the embed group that reached this process.")?,
         };
-        for reason in crate::input::Invalid::REASONS {
-            embed.dead_letters.with_label_values(&[reason]).reset();
-        }
         for outcome in TransactionOutcome::ALL {
             embed.transactions.with_label_values(&[outcome.label()]).reset();
         }
@@ -190,10 +187,8 @@ impl Train {
             epochs: r.counter("trial_epochs_total", "Epochs finished, all trials together.")?,
             steps: r.counter("trial_steps_total", "Optimizer updates, all trials together.")?,
             records: r.counter("trial_records_total", "Records replayed, all trials together.")?,
-            records_per_second: r.gauge(
-                "trial_records_per_second",
-                "Records replayed per second since the last scrape of progress, all trials together.",
-            )?,
+            records_per_second: r
+                .gauge("trial_records_per_second", "Records replayed in the last second, all trials together.")?,
             checkpoint_bytes: r.counter("checkpoint_bytes_total", "Bytes of checkpoints committed.")?,
             checkpoints_damaged: r.counter(
                 "checkpoints_damaged_total",

@@ -37,7 +37,7 @@ pub struct ModelFiles {
 }
 
 impl Parts {
-    /// `SWEEPSTREAM_PARTS`, else `./.local`, else `.local` beside the executable or a folder above it.
+    /// `SWEEPSTREAM_PARTS`, else `./.local`, else `.local` or `parts.d` beside the executable or in a folder above it.
     pub fn locate() -> Self {
         if let Some(folder) = std::env::var_os(PARTS_ENV).filter(|value| !value.is_empty()) {
             return Self { folder: folder.into(), found_by: PARTS_ENV };

@@ -14,7 +14,7 @@ use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
 #[command(after_help = "\
 Examples:
   sweepstream broker                             on a free port, data gone at the end
-  sweepstream broker --port 9092 --data ./kafka  data kept from start to start
+  sweepstream broker --port 9092 --data kafka    data kept from start to start
 
 Prints `bootstrap.servers` on standard output once it answers; Ctrl-C ends it.")]
 pub struct Arguments {

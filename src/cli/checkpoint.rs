@@ -25,6 +25,11 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Write the parameters of a trial's newest checkpoint; the same weights give the same bytes
+    #[command(after_help = "\
+Example:
+  sweepstream checkpoint export genres-1a2b3c-04 best.safetensors
+
+Standard error says the file's sha256; of a finished trial it is the outcome's `weights_sha256`.")]
     Export {
         /// Trial id
         trial: String,

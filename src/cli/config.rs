@@ -9,7 +9,9 @@ use super::{Environment, Result};
 #[command(after_help = "\
 Examples:
   sweepstream config                             what this process would run with
-  sweepstream config > sweepstream.toml          a file to start from")]
+  sweepstream config > sweepstream.toml          a file to start from
+
+Secrets are shown as `(redacted)`: put them back before such a file is used.")]
 pub struct Arguments {}
 
 pub fn run(environment: &Environment, _: &Arguments) -> Result {

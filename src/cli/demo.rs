@@ -27,7 +27,7 @@ const FOLDER: &str = "sweepstream-demo";
 #[command(after_help = "\
 Examples:
   sweepstream demo                               ends by itself
-  sweepstream demo --keep                        leaves Kafka and the stages running for a look around")]
+  sweepstream demo --keep                        Kafka and the stages stay up until Ctrl-C")]
 pub struct Arguments {
     /// Leave everything running until interrupted
     #[arg(long)]
@@ -59,7 +59,7 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     let _ = produce(settings, sentences.into_iter().map(Ok), Some(&mut progress))?;
     progress.finish();
     embed(topology, count)?;
-    let started = start(settings, SEARCH, ".".as_ref())?;
+    let started = start(settings, SEARCH, ".".as_ref(), |_, _| {})?;
     say(&format!("search {} has {} trials over {count} matrices", started.id, started.trials.len()));
     train(topology, &started)?;
     let board = search::leaderboard(settings, &started.id)?;

@@ -52,6 +52,15 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl Failure {
+    /// The error with its causes, each said once: some errors already end in their cause's words.
+    pub fn message(&self) -> String {
+        self.error.chain().fold(String::new(), |message, cause| match cause.to_string() {
+            cause if message.is_empty() => cause,
+            cause if message.contains(&cause) => message,
+            cause => format!("{message}: {cause}"),
+        })
+    }
+
     fn usage(message: impl std::fmt::Display) -> Self {
         Self { code: code::USAGE, error: anyhow::anyhow!("{message}") }
     }
@@ -105,15 +114,18 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  sweepstream demo                                   everything at once, on a Kafka of its own
-  sweepstream broker                                 only the Kafka
+  sweepstream demo                               everything at once, on a Kafka of its own
+  sweepstream broker                             only the Kafka
   SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS=host:9092 sweepstream run
-  sweepstream produce corpus.txt                     a text for each line
-  sweepstream search start genres.toml               prints the search's id
-  sweepstream search show ID                         the leaderboard
+  sweepstream produce corpus.txt                 a text for each line
+  sweepstream search start genres.toml           prints the search's id
+  sweepstream search show ID                     the leaderboard
 
-Settings: defaults < --config FILE < SWEEPSTREAM_<SECTION>__<KEY> < --set; `sweepstream config` shows them.
-Exit codes: 0 well, 1 failed, 64 usage, 69 no broker answers, 70 a stage failed for good, 78 settings or parts.";
+Settings: defaults < --config FILE < SWEEPSTREAM_<SECTION>__<KEY> < --set;
+`sweepstream config` shows what they come to.
+
+Exit codes: 0 done, 1 failed, 64 usage, 69 no broker answers, 70 a stage failed for good,
+78 settings, topics or parts are not as they must be, 130 ended by a second signal.";
 
 #[derive(Debug, Args)]
 struct Global {
@@ -196,9 +208,12 @@ fn flags(set: &[String]) -> Result<Dict> {
         let (key, value) = flag
             .split_once('=')
             .ok_or_else(|| Failure::usage(format!("`--set {flag}`: write it as section.key=value")))?;
-        let value: Value = value.parse().unwrap_or_else(|never| match never {});
-        // A librdkafka property has dots of its own.
+        // A librdkafka property has dots of its own, and its value must arrive as it is: "007" stays "007".
         let path: Vec<&str> = key.splitn(3, '.').collect();
+        let value = match path.as_slice() {
+            ["kafka", "properties", _] => Value::from(value),
+            _ => value.parse().unwrap_or_else(|never| match never {}),
+        };
         let nested = path.iter().rev().fold(value, |value, key| Value::from(Dict::from([((*key).to_owned(), value)])));
         merge(&mut flags, nested);
     }

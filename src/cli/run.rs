@@ -12,7 +12,7 @@ use crate::topology::{Stage, Topology};
 #[command(after_help = "\
 Examples:
   sweepstream run                                all stages
-  sweepstream run --stage embed                  only embed; start as many as there are partitions to share
+  sweepstream run --stage embed                  only embed, in as many processes as you like
   sweepstream run --stage train --set train.parallel=8")]
 pub struct Arguments {
     /// Run only this stage; may be repeated [default: all]

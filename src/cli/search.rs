@@ -33,22 +33,38 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Freeze the features as they are now and share out a search's trials; prints the search's id
+    #[command(after_help = "\
+Example:
+  ID=$(sweepstream search start examples/genres.toml)
+
+Only the id goes to standard output. Paths in the file are relative to the file's folder.")]
     Start {
         /// Search file (TOML)
         file: PathBuf,
     },
     /// Wait until all trials have ended; fails unless all finished or were pruned
+    #[command(after_help = "\
+Example:
+  sweepstream search wait genres-1a2b3c && sweepstream search show genres-1a2b3c")]
     Wait {
         /// Search id
         id: String,
     },
     /// List searches
+    #[command(after_help = "\
+Examples:
+  sweepstream search list
+  sweepstream search list --json | jq -r '.[].search'")]
     List {
         /// As JSON
         #[arg(long)]
         json: bool,
     },
     /// Show a search's leaderboard
+    #[command(after_help = "\
+Examples:
+  sweepstream search show genres-1a2b3c          best first, running trials included
+  sweepstream search show genres-1a2b3c --json | jq -r '.trials[0].trial'")]
     Show {
         /// Search id
         id: String,
@@ -57,6 +73,9 @@ enum Command {
         json: bool,
     },
     /// Delete a search: its trials, their output and their groups
+    #[command(after_help = "\
+Example:
+  sweepstream search delete genres-1a2b3c        its features stay; running trials are abandoned")]
     Delete {
         /// Search id
         id: String,
@@ -69,8 +88,16 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
     match arguments.command {
         Command::Start { file } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-            let started = start(settings, &text, file.parent().unwrap_or(Path::new(".")))
+            let mut surveyed: Option<Progress> = None;
+            let progress = |records, offsets| {
+                let progress = surveyed.get_or_insert_with(|| Progress::new("surveying the range", "records", offsets));
+                progress.set(records, "");
+            };
+            let started = start(settings, &text, file.parent().unwrap_or(Path::new(".")), progress)
                 .map_err(|error| Failure::from(anyhow::Error::new(error).context(file.display().to_string())))?;
+            if let Some(progress) = surveyed {
+                progress.finish();
+            }
             Ok(write_out(&started.id)?)
         }
         Command::Wait { id } => wait(settings, &id),

@@ -18,9 +18,17 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Create missing topics as declared
+    /// Create missing topics as declared, then verify
+    #[command(after_help = "\
+Example:
+  sweepstream topics create
+
+Declarations are compiled in; `--set topics.dir=DIR` replaces those that DIR has.")]
     Create,
     /// Compare existing topics with their declarations
+    #[command(after_help = "\
+Example:
+  sweepstream topics verify || echo 'a promise could not be kept'")]
     Verify,
 }
 

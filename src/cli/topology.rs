@@ -20,7 +20,7 @@ pub fn run(environment: &Environment, _: &Arguments) -> Result {
         "\
 stage embed
   source     {texts}  (group {embed})
-  processor  {model}, rows = {rows:?}, at most {max_length} tokens
+  processor  {model}, rows = {rows}, at most {max_length} tokens
   sink       {features}  (same key, partition and order)
   sink       {dead}  (what could not be embedded)
              matrices, dead letters and offsets in one transaction
@@ -35,7 +35,7 @@ stage train
         texts = topics.texts,
         embed = settings.embed_group(),
         model = settings.embed.model,
-        rows = settings.embed.rows,
+        rows = settings.embed.rows.name(),
         max_length = settings.embed.max_length,
         features = topics.features,
         dead = topics.dead_letters,

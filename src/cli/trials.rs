@@ -26,6 +26,10 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List trials with their state
+    #[command(after_help = "\
+Examples:
+  sweepstream trials list
+  sweepstream trials list --search genres-1a2b3c --json")]
     List {
         /// Only trials of this search
         #[arg(long, value_name = "ID")]
@@ -35,11 +39,17 @@ enum Command {
         json: bool,
     },
     /// Ask a trial to stop at its next step
+    #[command(after_help = "\
+Example:
+  sweepstream trials stop genres-1a2b3c-04       the checkpoint stays and can be exported")]
     Stop {
         /// Trial id
         trial: String,
     },
     /// Begin a trial anew, whatever its state
+    #[command(after_help = "\
+Example:
+  sweepstream trials restart genres-1a2b3c-04    over the same range, with the same first weights")]
     Restart {
         /// Trial id
         trial: String,

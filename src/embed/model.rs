@@ -256,9 +256,5 @@ fn positions(files: &TokenizerFiles) -> usize {
 fn describe(name: &str, onnx: &[u8], tokenizer: &[u8], settings: &Embed) -> String {
     let digest = Sha256::new().chain_update(onnx).chain_update(tokenizer).finalize();
     let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    let rows = match settings.rows {
-        crate::config::Rows::Word => "word",
-        crate::config::Rows::Token => "token",
-    };
-    format!("{name}@{digest};rows={rows};max_length={}", settings.max_length)
+    format!("{name}@{digest};rows={};max_length={}", settings.rows.name(), settings.max_length)
 }

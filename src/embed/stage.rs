@@ -12,6 +12,7 @@ use super::model::{self, Embedder, Item, Model};
 use super::source::Source;
 use super::{BatchResult, Chunk, Record, CHUNKS_IN_FLIGHT};
 use crate::config::Settings;
+use crate::input::Invalid;
 use crate::kafka;
 use crate::kafka::client;
 use crate::kafka::consumer::{Member, Wake};
@@ -94,6 +95,10 @@ impl InFlight {
 /// The first failure that the stage could not mend by itself.
 pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
     let Model { sessions, tokenizer, embedder, .. } = model;
+    for reason in Invalid::REASONS {
+        // Every series exists from the start, so that a first dead letter is an increase.
+        context.metrics.embed.dead_letters.with_label_values(&[reason]).inc_by(0);
+    }
     let wake = Wake::default();
     let in_flight = InFlight::default();
     let failed = CancellationToken::new();
@@ -102,7 +107,7 @@ pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
     let lease = Arc::clone(member.lease());
     let committer = Committer::new(context, embedder.clone(), lease)?;
 
-    // One chunk's batches at most wait for inference; a batch holds at least one text.
+    // Room for the batches of all chunks in flight: a batch holds at least one text.
     let (jobs, job_queue) = bounded::<Job>(context.settings.embed.chunk_texts.get() * CHUNKS_IN_FLIGHT);
     let (chunks, chunk_queue) = bounded::<Chunk>(CHUNKS_IN_FLIGHT);
 

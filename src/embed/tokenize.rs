@@ -9,7 +9,7 @@ use crate::config::Rows;
 /// What is known of a text before it is embedded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokenized {
-    /// Tokens after truncation, [CLS] and [SEP] included.
+    /// Tokens after truncation, `[CLS]` and `[SEP]` included.
     pub tokens: usize,
     /// Token positions that make up each row, in order.
     pub rows: Vec<Range<u32>>,

@@ -68,6 +68,35 @@ impl Digest {
     }
 }
 
+/// Where a pass stands, between two windows. Survives in checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Number of the next window.
+    pub window: u64,
+    /// Index of the partition whose turn it is.
+    pub turn: usize,
+    /// Records taken of each partition.
+    pub taken: Vec<u64>,
+    /// Next offset to read of each partition.
+    pub offsets: Vec<i64>,
+    /// Digest of each partition up to here, hexadecimal.
+    pub digests: Vec<String>,
+}
+
+impl Position {
+    /// The beginning of a pass.
+    pub fn start(range: &Range) -> Self {
+        let partitions = range.partitions.len();
+        Self {
+            window: 0,
+            turn: 0,
+            taken: vec![0; partitions],
+            offsets: range.partitions.iter().map(|partition| partition.start).collect(),
+            digests: vec![Digest::default().hex(); partitions],
+        }
+    }
+}
+
 /// What decides whether a record is for validation.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'a> {

@@ -9,12 +9,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use serde::{Deserialize, Serialize};
 
 use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
 use super::order::Merge;
-use super::range::{Digest, Identity, PartitionRange, Range, RawRecord};
-use super::window::Window;
+use super::range::{Digest, Identity, PartitionRange, Position, Range, RawRecord};
+use super::window::{Reading, Window};
 use crate::config::Settings;
 use crate::input::LABEL_HEADER;
 use crate::kafka::client::{self, LogContext};
@@ -22,52 +21,6 @@ use crate::kafka::{Error, Result};
 
 /// How long the broker may be silent before the wait is logged.
 const SILENCE: Duration = Duration::from_secs(5);
-
-/// How records become examples.
-#[derive(Clone, Debug)]
-pub struct Reading {
-    /// Records of a window, both splits together.
-    pub window: u32,
-    /// Rows read of each matrix.
-    pub rows_max: usize,
-    /// Numbers in a row.
-    pub dim: usize,
-    /// One in so many records is validation.
-    pub validation: u32,
-    /// Sorted; a label's place is its class.
-    pub labels: Vec<String>,
-    /// Records without a label are left out.
-    pub labelled_only: bool,
-}
-
-/// Where a pass stands, between two windows. Survives in checkpoints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// Number of the next window.
-    pub window: u64,
-    /// Index of the partition whose turn it is.
-    pub turn: usize,
-    /// Records taken of each partition.
-    pub taken: Vec<u64>,
-    /// Next offset to read of each partition.
-    pub offsets: Vec<i64>,
-    /// Digest of each partition up to here, hexadecimal.
-    pub digests: Vec<String>,
-}
-
-impl Position {
-    /// The beginning of a pass.
-    pub fn start(range: &Range) -> Self {
-        let partitions = range.partitions.len();
-        Self {
-            window: 0,
-            turn: 0,
-            taken: vec![0; partitions],
-            offsets: range.partitions.iter().map(|partition| partition.start).collect(),
-            digests: vec![Digest::default().hex(); partitions],
-        }
-    }
-}
 
 /// A reader of one range.
 pub struct Replay {

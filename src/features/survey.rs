@@ -12,7 +12,7 @@ use crate::kafka::{Error, Result};
 
 /// Freezes a topic as it is now and surveys it.
 ///
-/// `progress` is called with the records read so far.
+/// `progress` is called with the records read so far and the offsets there are, an upper bound of them.
 ///
 /// # Errors
 /// When a record could not be read by a trial (named by partition and offset), or Kafka fails.
@@ -21,7 +21,7 @@ pub fn capture(
     topic: &str,
     rows_max: usize,
     validation: u32,
-    mut progress: impl FnMut(u64),
+    mut progress: impl FnMut(u64, u64),
 ) -> Result<(Range, Survey)> {
     let watermarks = Watermarks::new(settings)?;
     let mut extents: BTreeMap<i32, Extent> = BTreeMap::new();
@@ -29,13 +29,15 @@ pub fn capture(
         let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
     }
     let mut survey = Survey::default();
+    let offsets: i64 = extents.values().map(|extent| extent.end - extent.start).sum();
+    let offsets = u64::try_from(offsets).unwrap_or(0);
     let mut records = 0;
     scan(settings, topic, &extents, |message| {
         survey
             .add((message.partition(), message.offset()), raw(message), rows_max, validation)
             .map_err(|why| Error::data(topic, message.partition(), format!("offset {}: {why}", message.offset())))?;
         records += 1;
-        progress(records);
+        progress(records, offsets);
         Ok::<(), Error>(())
     })?;
     let partitions = extents

@@ -2,6 +2,23 @@
 
 use super::codec::{Dtype, MatrixView};
 
+/// How records become examples.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Records of a window, both splits together.
+    pub window: u32,
+    /// Rows read of each matrix.
+    pub rows_max: usize,
+    /// Numbers in a row.
+    pub dim: usize,
+    /// One in so many records is validation.
+    pub validation: u32,
+    /// Sorted; a label's place is its class.
+    pub labels: Vec<String>,
+    /// Records without a label are left out.
+    pub labelled_only: bool,
+}
+
 /// A matrix and its class.
 pub type Record<'a> = (MatrixView<'a>, Option<u32>);
 

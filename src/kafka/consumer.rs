@@ -71,7 +71,7 @@ pub struct Lease {
 pub struct LeaseState {
     /// Partition → number of the assignment that brought it; a record polled under another number is stale.
     pub partitions: BTreeMap<i32, u64>,
-    /// Partition → next offset to commit, as of the last commit; written by whoever commits.
+    /// Partition → next offset to commit: the embed stage keeps what it has committed here, the pool what it has read.
     pub committed: BTreeMap<i32, i64>,
     /// What the group knows this member by.
     pub metadata: Option<Arc<ConsumerGroupMetadata>>,

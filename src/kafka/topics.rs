@@ -48,8 +48,37 @@ pub struct Declaration {
 pub enum Partitions {
     /// This many.
     Count(i32),
-    /// As many as that topic has (`texts` or `trials`), always.
-    SameAs(String),
+    /// As many as another topic has.
+    Of(PartitionsOf),
+}
+
+/// How a partition count follows another topic's.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum PartitionsOf {
+    /// Always: records keep their partition, so any other count is refused.
+    SameAs(Leading),
+    /// When the topic is created; any other count is fine, too.
+    Initially(Leading),
+}
+
+/// A topic whose partition count others follow.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Leading {
+    /// Input.
+    Texts,
+    /// Trials.
+    Trials,
+}
+
+impl Leading {
+    fn name(self, settings: &Settings) -> &str {
+        match self {
+            Self::Texts => &settings.topics.texts,
+            Self::Trials => &settings.topics.trials,
+        }
+    }
 }
 
 /// The value a configuration key should have.
@@ -125,13 +154,6 @@ impl Declarations {
                     message: "partitions must be at least 1".into(),
                 });
             }
-            if matches!(&declaration.partitions, Partitions::SameAs(other) if !matches!(other.as_str(), "texts" | "trials"))
-            {
-                return Err(Error::Declaration {
-                    file: (*file).to_owned(),
-                    message: "partitions must be a number, \"texts\" or \"trials\"".into(),
-                });
-            }
             declarations.push((name.to_owned(), declaration));
         }
         Ok(Self(declarations))
@@ -162,7 +184,9 @@ impl Declarations {
             }
             let partitions = match &declaration.partitions {
                 Partitions::Count(count) => *count,
-                Partitions::SameAs(other) => watermarks.partitions(reference(settings, other))?,
+                Partitions::Of(PartitionsOf::SameAs(other) | PartitionsOf::Initially(other)) => {
+                    watermarks.partitions(other.name(settings))?
+                }
             };
             let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(declaration.replication_factor));
             for (key, wanted) in declaration.required.iter().chain(&declaration.advised) {
@@ -208,8 +232,8 @@ impl Declarations {
             let partitions = watermarks.partitions(name)?;
             let config = configs.get(name.as_str()).cloned().unwrap_or_default();
             compare(name, declaration, &config, &mut broken);
-            if let Partitions::SameAs(other) = &declaration.partitions {
-                let other = reference(settings, other);
+            if let Partitions::Of(PartitionsOf::SameAs(other)) = &declaration.partitions {
+                let other = other.name(settings);
                 let expected = watermarks.partitions(other)?;
                 if partitions != expected {
                     broken.push(format!(
@@ -269,15 +293,6 @@ fn dead_letter_limit(settings: &Settings) -> Result<usize> {
     let configs = describe(settings, std::iter::once(texts))?;
     let limit = configs.get(texts).and_then(|config| config.get("max.message.bytes")?.parse().ok());
     Ok(limit.unwrap_or(1_048_588) + DEAD_LETTER_HEADROOM_BYTES)
-}
-
-/// The topic that `partitions = "…"` of a declaration means.
-fn reference<'a>(settings: &'a Settings, key: &str) -> &'a str {
-    if key == "trials" {
-        &settings.topics.trials
-    } else {
-        &settings.topics.texts
-    }
 }
 
 fn read(path: &Path) -> Result<Option<String>> {

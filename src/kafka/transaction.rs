@@ -66,16 +66,17 @@ pub struct Transaction<'p> {
 impl TransactionalProducer {
     /// Creates the producer and fences every earlier one with the same transactional id.
     ///
-    /// `batch_bytes_max` is the smallest `max.message.bytes` of the topics that will be written: the broker
-    /// measures batches, and one that is too large would fail every record in it.
+    /// `record_bytes_max` is the largest record that will be sent, with what a batch adds to it
+    /// ([`Outgoing::batch_bytes`]). Batches of several records stay at or below 1 MB, or below that if it is less: the
+    /// broker measures batches against `max.message.bytes`, and one that is too large would fail every record in it.
     ///
     /// # Errors
     /// When the id's coordinator cannot be reached, or the settings do not make a producer.
-    pub fn new(settings: &Settings, transactional_id: &str, batch_bytes_max: usize) -> Result<Self> {
+    pub fn new(settings: &Settings, transactional_id: &str, record_bytes_max: usize) -> Result<Self> {
         let mut config = client::transactional_producer(settings, transactional_id);
         let _ = config
-            .set("message.max.bytes", batch_bytes_max.clamp(1_000, 1_000_000_000).to_string())
-            .set("batch.size", batch_bytes_max.min(1_000_000).to_string());
+            .set("message.max.bytes", record_bytes_max.clamp(1_000, 1_000_000_000).to_string())
+            .set("batch.size", record_bytes_max.min(1_000_000).to_string());
         let deliveries = Deliveries::default();
         let producer = ThreadedProducer::from_config_and_context(&config, deliveries.clone())
             .map_err(Error::call(format!("creating the producer `{transactional_id}`")))?;

@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record::TrialRecord;
-use crate::features::range::Range;
-use crate::features::replay::Position;
+use crate::features::range::{Position, Range};
 use crate::output::{Measurement, Slot};
 
 /// Bytes of a chunk: well below the 1 MB that brokers allow a batch by default.

@@ -32,6 +32,8 @@ use crate::status::Status;
 
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
+/// How often the rate of replay is measured.
+const RATE_INTERVAL: Duration = Duration::from_secs(1);
 /// Trial threads recurse over computation graphs.
 const STACK_BYTES: usize = 32 * 1024 * 1024;
 /// Longest pause before an interrupted trial is tried again.
@@ -134,7 +136,15 @@ struct Pool<'c> {
 
 impl Pool<'_> {
     fn work(&mut self) -> Result<(), Error> {
+        let mut measured = (Instant::now(), self.context.metrics.train.records.get());
         while !self.context.stop.is_cancelled() {
+            let elapsed = measured.0.elapsed();
+            if elapsed > RATE_INTERVAL {
+                let train = &self.context.metrics.train;
+                let records = train.records.get();
+                train.records_per_second.set((records - measured.1) as f64 / elapsed.as_secs_f64());
+                measured = (Instant::now(), records);
+            }
             let mut busy = self.serve_group()?;
             busy |= self.take_records()?;
             busy |= self.reap();

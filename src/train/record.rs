@@ -8,7 +8,7 @@ use super::model::ModelSpec;
 use super::optimizer::OptimizerSpec;
 use super::search::{ModelName, Parameters};
 use crate::features::range::{PartitionRange, Range};
-use crate::features::replay::Reading;
+use crate::features::window::Reading;
 use crate::output::{Objective, Outcome};
 
 /// Changes whenever the same inputs would give other weights; a checkpoint of another version is refused.

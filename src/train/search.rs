@@ -234,7 +234,8 @@ impl Search {
             drop(defaults.remove(*key));
         }
         let sections: Vec<(String, toml::Table)> = match table.get("trial") {
-            None => vec![("the search file".into(), toml::Table::new())],
+            // Then the file itself is the only one, and what it says is meant for its model.
+            None => vec![("the search file".into(), defaults.clone())],
             Some(toml::Value::Array(tables)) if !tables.is_empty() => tables
                 .iter()
                 .enumerate()
@@ -503,11 +504,20 @@ fn grid(table: &toml::Table) -> Vec<toml::Table> {
     points
 }
 
+/// A number as people would write it.
+fn number(value: f64) -> String {
+    if (1e-4..1e4).contains(&value.abs()) {
+        value.to_string()
+    } else {
+        format!("{value:e}")
+    }
+}
+
 /// A short summary of what distinguishes a trial, for tables.
 pub fn summary(model: ModelName, parameters: &Parameters) -> BTreeMap<&'static str, String> {
     let mut summary = BTreeMap::from([
         ("model", model.name().to_owned()),
-        ("learning_rate", format!("{}", parameters.learning_rate)),
+        ("learning_rate", number(parameters.learning_rate)),
         ("batch_size", parameters.batch_size.to_string()),
         ("optimizer", format!("{:?}", parameters.optimizer).to_lowercase()),
     ]);

@@ -57,15 +57,16 @@ pub struct Started {
     pub survey: Survey,
 }
 
-/// Starts a search from the text of its file; paths in it are relative to `folder`.
+/// Starts a search from the text of its file; paths in it are relative to `folder`. `progress` is called while the
+/// range is surveyed, with the records read and the offsets there are.
 ///
 /// # Errors
 /// Whatever is wrong with the file or with the features, before anything is written.
-pub fn start(settings: &Settings, text: &str, folder: &Path) -> Result<Started, Error> {
+pub fn start(settings: &Settings, text: &str, folder: &Path, progress: impl FnMut(u64, u64)) -> Result<Started, Error> {
     let mut search = Search::parse(text)?;
     let _ = Declarations::load(settings)?.create_missing(settings)?;
     let topic = search.topic.clone().unwrap_or_else(|| settings.topics.features.clone());
-    let (range, survey) = survey::capture(settings, &topic, search.rows_max, search.validation, |_| {})?;
+    let (range, survey) = survey::capture(settings, &topic, search.rows_max, search.validation, progress)?;
     for warning in search.fit_to(&topic, &survey)? {
         tracing::warn!("{warning}");
     }

@@ -1,0 +1,747 @@
+//! What has to be true of the project as a whole: which module may know which, what the files beside the code say,
+//! settings, and the command line as far as it needs no Kafka.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use figment::value::{Dict, Value};
+use sweepstream::config::{Error, Settings};
+use sweepstream::train::search::Search;
+
+// --- Files
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Files below a folder, relative to the project's root, sorted.
+fn files(folder: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+// --- Which module may know which
+
+/// Module → the modules it may use. Everything else is refused, so dependencies point one way.
+const LAYERS: [(&str, &[&str]); 14] = [
+    ("config", &[]),
+    ("metrics", &[]),
+    ("status", &[]),
+    ("parts", &["config"]),
+    ("kafka", &["config"]),
+    ("input", &["config"]),
+    ("output", &[]),
+    ("features", &["config", "input", "kafka"]),
+    ("embed", &["config", "features", "input", "kafka", "metrics", "parts", "status"]),
+    ("train", &["config", "features", "kafka", "metrics", "output", "status"]),
+    ("http", &["config", "metrics", "status"]),
+    ("topology", &["config", "embed", "http", "kafka", "metrics", "parts", "status", "train"]),
+    (
+        "cli",
+        &["config", "embed", "features", "http", "input", "kafka", "metrics", "output", "parts", "topology", "train"],
+    ),
+    ("main", &["cli"]),
+];
+
+/// Functions of their arguments alone: no runtime, no Kafka, no clock, no environment.
+const PURE: [&str; 15] = [
+    "src/input.rs",
+    "src/output.rs",
+    "src/embed/batch.rs",
+    "src/features/codec.rs",
+    "src/features/order.rs",
+    "src/features/range.rs",
+    "src/features/window.rs",
+    "src/train/batch.rs",
+    "src/train/model.rs",
+    "src/train/optimizer.rs",
+    "src/train/fit.rs",
+    "src/train/seed.rs",
+    "src/train/search.rs",
+    "src/train/checkpoint.rs",
+    "src/train/record.rs",
+];
+
+/// The code of a file, without its comments and its tests.
+fn code(path: &str) -> String {
+    let text = read(path);
+    // At the margin: what only tests use inside of a type is code like any other.
+    let tests = text.find("\n#[cfg(test)]\n").unwrap_or(text.len());
+    text[..tests].lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn identifier(text: &str) -> &str {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or("")
+}
+
+/// Paths that stand after `prefix` anywhere in the code, `{…}` spanned out one level deep.
+fn paths_after(code: &str, prefix: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices(prefix) {
+        let preceding = code[..at].chars().next_back();
+        if preceding.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':') {
+            continue;
+        }
+        let rest = &code[at + prefix.len()..];
+        match rest.strip_prefix('{') {
+            None => found.push(rest.chars().take_while(|c| c.is_ascii_alphanumeric() || "_:".contains(*c)).collect()),
+            Some(list) => {
+                let mut depth = 1;
+                let inner: String = list
+                    .chars()
+                    .take_while(|c| {
+                        depth += i32::from(*c == '{') - i32::from(*c == '}');
+                        depth > 0
+                    })
+                    .collect();
+                let mut depth = 0;
+                let top = inner.split(|c: char| {
+                    depth += i32::from(c == '{') - i32::from(c == '}');
+                    c == ',' && depth == 0
+                });
+                found.extend(top.map(|path| path.trim().to_owned()).filter(|path| !path.is_empty()));
+            }
+        }
+    }
+    found
+}
+
+/// `src/train/fit.rs` → `train`, and its path as a module: `["train", "fit"]`.
+fn module(path: &str) -> Vec<String> {
+    let parts = path.trim_start_matches("src/").trim_end_matches(".rs").split('/');
+    parts.filter(|part| *part != "mod").map(str::to_owned).collect()
+}
+
+#[test]
+fn modules_depend_on_each_other_in_one_direction() {
+    let layers: BTreeMap<&str, &[&str]> = LAYERS.into_iter().collect();
+    let mut wrong = Vec::new();
+    for path in files("src") {
+        let own = module(&path);
+        if own == ["lib"] {
+            continue;
+        }
+        let allowed = layers.get(own[0].as_str()).unwrap_or_else(|| panic!("{path} is in no layer of this test"));
+        let code = code(&path);
+        let prefix = if own == ["main"] { "sweepstream::" } else { "crate::" };
+        for used in paths_after(&code, prefix) {
+            let used = identifier(&used).to_owned();
+            if used != own[0] && !allowed.contains(&used.as_str()) {
+                wrong.push(format!("{path} uses {used}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn layers_have_no_cycle() {
+    // Each module stands after all that it may use.
+    for (place, (module, allowed)) in LAYERS.iter().enumerate() {
+        for used in *allowed {
+            let used_place = LAYERS.iter().position(|(other, _)| other == used).unwrap();
+            assert!(used_place < place, "{module} may use {used}");
+        }
+    }
+}
+
+#[test]
+fn pure_files_know_no_runtime_no_kafka_and_no_clock() {
+    const FOREIGN: [&str; 9] = [
+        "tokio",
+        "rdkafka",
+        "crossbeam_channel",
+        "std::time",
+        "std::thread",
+        "std::env",
+        "std::fs",
+        "std::net",
+        "uuid",
+    ];
+    let pure: BTreeSet<Vec<String>> = PURE.iter().map(|path| module(path)).collect();
+    for path in PURE {
+        let code = code(path);
+        for foreign in FOREIGN {
+            let used = format!("{foreign}::");
+            assert!(!code.contains(&used), "{path} uses {foreign}");
+        }
+        assert!(!code.contains("SystemTime") && !code.contains("Instant::now"), "{path} has a clock");
+        let own = module(path);
+        let of_crate = paths_after(&code, "crate::").into_iter();
+        let beside = paths_after(&code, "super::").into_iter().map(|used| match own.as_slice() {
+            [folder, _] => format!("{folder}::{used}"),
+            _ => used,
+        });
+        for used in of_crate.chain(beside) {
+            let names: Vec<String> = used.split("::").map(|name| identifier(name).to_owned()).take(2).collect();
+            let known = names[0] == "config" || (1..=names.len()).any(|n| pure.contains(&names[..n]));
+            assert!(known, "{path} is pure and uses {used}, which is not");
+        }
+    }
+}
+
+// --- Files beside the code
+
+#[test]
+fn the_file_map_names_every_file_and_no_other() {
+    let text = read("ARCHITECTURE.md");
+    let map = text.split("\n## ").find(|section| section.starts_with("File map")).expect("a section `File map`");
+    let named: BTreeSet<String> = map
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.starts_with("src/") && name.ends_with(".rs"))
+        .map(str::to_owned)
+        .collect();
+    let there: BTreeSet<String> = files("src").into_iter().collect();
+    let missing: Vec<_> = there.difference(&named).collect();
+    let gone: Vec<_> = named.difference(&there).collect();
+    assert!(missing.is_empty() && gone.is_empty(), "missing in the map: {missing:?}; not in src/: {gone:?}");
+}
+
+#[test]
+fn links_of_the_documents_lead_somewhere() {
+    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"] {
+        let text = read(document);
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split(')').next().unwrap();
+            if target.starts_with("http") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').map_or((target, None), |(file, anchor)| (file, Some(anchor)));
+            assert!(file.is_empty() || root().join(file).exists(), "{document}: {target}");
+            if let Some(anchor) = anchor {
+                let other = if file.is_empty() { text.clone() } else { read(file) };
+                let headings = other.lines().filter(|line| line.starts_with('#'));
+                let anchors: Vec<String> =
+                    headings.map(|line| line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-")).collect();
+                assert!(anchors.iter().any(|known| known == anchor), "{document}: no heading for {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_changelog_names_this_version() {
+    let wanted = format!("## [{}]", env!("CARGO_PKG_VERSION"));
+    assert!(read("CHANGELOG.md").lines().any(|line| line.starts_with(&wanted)), "no heading {wanted}");
+}
+
+#[test]
+fn the_readme_lists_every_reason_of_a_dead_letter() {
+    let text = read("README.md");
+    for reason in sweepstream::input::Invalid::REASONS {
+        assert!(text.contains(&format!("`{reason}`")), "{reason}");
+    }
+}
+
+#[test]
+fn the_readme_lists_every_subcommand() {
+    let text = read("README.md");
+    let section = text.split("\n## ").find(|section| section.starts_with("Command line")).unwrap();
+    for command in subcommands(&sweepstream(&["--help"], &[]).stdout) {
+        let nested = subcommands(&sweepstream(&[&command, "--help"], &[]).stdout);
+        let names =
+            if nested.is_empty() { vec![command] } else { nested.iter().map(|n| format!("{command} {n}")).collect() };
+        for name in names {
+            assert!(section.contains(&format!("`{name}")), "{name}");
+        }
+    }
+}
+
+#[test]
+fn no_committed_file_names_a_machine() {
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
+    let Some(listed) = listed.ok().filter(|output| output.status.success()) else {
+        return; // not a checkout
+    };
+    // Put together here, so that this file does not contain them.
+    let folder = |name: &str| format!("/{name}/");
+    let mut traces = vec![folder("home"), folder("root"), folder("Users"), folder("work"), folder("mnt")];
+    traces.push(format!("{}wt-", folder("tmp")));
+    for name in String::from_utf8(listed.stdout).unwrap().split('\0').filter(|name| !name.is_empty()) {
+        let Ok(bytes) = std::fs::read(root().join(name)) else { continue };
+        let text = String::from_utf8_lossy(&bytes);
+        for trace in &traces {
+            // A folder of the file system, not of an address or of this project.
+            let found = text.match_indices(trace.as_str()).find(|(at, _)| {
+                let before = text[..*at].chars().next_back();
+                !before.is_some_and(|c| c.is_ascii_alphanumeric() || "._-)}".contains(c))
+            });
+            assert!(found.is_none(), "{name} names {trace}");
+        }
+        if name == "Cargo.lock" {
+            let foreign = text.lines().find(|line| {
+                line.starts_with("source = ")
+                    && line.trim() != "source = \"registry+https://github.com/rust-lang/crates.io-index\""
+            });
+            assert_eq!(foreign, None, "{name} names another registry");
+        }
+    }
+}
+
+#[test]
+fn every_search_file_in_examples_parses() {
+    let examples: Vec<String> = files("examples").into_iter().filter(|path| path.ends_with(".toml")).collect();
+    assert!(!examples.is_empty());
+    for path in examples {
+        let search = Search::parse(&read(&path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(!search.trials.is_empty(), "{path}");
+    }
+}
+
+#[test]
+fn the_readmes_search_file_parses_and_spans_what_it_says() {
+    let text = read("README.md");
+    let toml = text.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let search = Search::parse(toml).unwrap();
+    assert_eq!(search.trials.len(), 2 * 3 + 2);
+}
+
+// --- Settings
+
+fn layered(file: Option<&Path>, environment: &[(&str, &str)]) -> Result<Settings, Error> {
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Settings::layered(file, environment, Dict::new())
+}
+
+/// Settings from the text of a file.
+fn from_text(text: &str) -> Result<Settings, Error> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("settings.toml");
+    std::fs::write(&file, text).unwrap();
+    layered(Some(&file), &[])
+}
+
+fn message(result: Result<Settings, Error>) -> String {
+    result.expect_err("these settings must be refused").to_string()
+}
+
+/// As TOML, which has everything that a difference could be in; secrets are not used where it is compared.
+fn shown(settings: &Settings) -> toml::Table {
+    settings.redacted_toml().parse().unwrap()
+}
+
+/// Full names of all keys of a table.
+fn keys(table: &toml::Table, prefix: &str, into: &mut BTreeSet<String>) {
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            toml::Value::Table(inner) if path != "kafka.properties" => keys(inner, &path, into),
+            _ => assert!(into.insert(path)),
+        }
+    }
+}
+
+#[test]
+fn every_file_in_config_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("password");
+    std::fs::write(&secret, "0123\n").unwrap();
+    for path in files("config") {
+        // The one file that a reader of the example has to bring.
+        let text = read(&path).replace("secrets/kafka-password", secret.to_str().unwrap());
+        let settings = from_text(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
+        if path.ends_with("production.toml") {
+            assert_eq!(settings.kafka.properties["sasl.password"], "0123");
+        }
+    }
+}
+
+#[test]
+fn the_full_settings_file_has_the_defaults_and_names_every_key() {
+    let path = root().join("config/sweepstream.toml");
+    assert_eq!(shown(&layered(Some(&path), &[]).unwrap()), shown(&Settings::default()));
+
+    // Keys without a fixed default stand in comments; with these every key has a value.
+    let mut complete = Settings::default();
+    complete.kafka.group_instance_id = Some("embed-a".into());
+    complete.topics.dir = Some("topics".into());
+    complete.embed.model_dir = Some("models/my-model".into());
+    complete.embed.sessions = std::num::NonZeroUsize::new(2);
+    complete.embed.threads = std::num::NonZeroUsize::new(1);
+    complete.train.parallel = std::num::NonZeroUsize::new(2);
+    complete.http.address = Some("0.0.0.0:9464".into());
+    let mut wanted = BTreeSet::new();
+    keys(&shown(&complete), "", &mut wanted);
+
+    let text = read("config/sweepstream.toml");
+    let uncommented: Vec<&str> = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            // A commented setting, not a sentence.
+            Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')) => rest,
+            _ => line,
+        })
+        .collect();
+    let table: toml::Table = uncommented.join("\n").parse().unwrap();
+    let mut named = BTreeSet::new();
+    keys(&table, "", &mut named);
+    assert_eq!(named, wanted);
+    let complete_file = from_text(&uncommented.join("\n")).unwrap();
+    complete.kafka.properties.clone_from(&complete_file.kafka.properties);
+    assert_eq!(shown(&complete_file), shown(&complete));
+}
+
+#[test]
+fn what_config_prints_can_be_read_again() {
+    let settings = layered(None, &[("SWEEPSTREAM_KAFKA__PROPERTIES__SECURITY_PROTOCOL", "SSL")]).unwrap();
+    assert_eq!(shown(&from_text(&settings.redacted_toml()).unwrap()), shown(&settings));
+}
+
+#[test]
+fn unknown_settings_are_refused_with_the_nearest_key() {
+    for (text, near) in [
+        ("aplication_id = \"x\"", "application_id"),
+        ("[kafka]\nbootstrap_server = \"x\"", "kafka.bootstrap_servers"),
+        ("[embed]\nmax_lenght = 3", "embed.max_length"),
+        ("[trian]\nparallel = 1", "train"),
+        ("[run]\ndrain_timout = \"1s\"", "run.drain_timeout"),
+    ] {
+        let message = message(from_text(text));
+        assert!(message.contains(&format!("did you mean `{near}`")), "{message}");
+    }
+    let far = message(from_text("[http]\nzzzzzz = 1"));
+    assert!(far.contains("http.zzzzzz") && far.contains("known here: address"), "{far}");
+    let variable = message(layered(None, &[("SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVER", "x")]));
+    assert!(variable.contains("environment") && variable.contains("`kafka.bootstrap_servers`"), "{variable}");
+    let top = message(layered(None, &[("SWEEPSTREAM_APLICATION_ID", "x")]));
+    assert!(top.contains("SWEEPSTREAM_APPLICATION_ID"), "{top}");
+    // What container platforms inject is not ours.
+    assert!(layered(None, &[("SWEEPSTREAM_SERVICE_HOST", "10.0.0.1"), ("SWEEPSTREAM_PARTS", "x")]).is_ok());
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_flags_over_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("settings.toml");
+    std::fs::write(&file, "application_id = \"f\"\n[topics]\ntexts = \"f\"\nfeatures = \"ff\"\noutput = \"fo\"")
+        .unwrap();
+    let environment = [("SWEEPSTREAM_TOPICS__TEXTS", "e"), ("SWEEPSTREAM_TOPICS__FEATURES", "ee")];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let topics = Dict::from([("texts".to_owned(), Value::from("flag"))]);
+    let flags = Dict::from([("topics".to_owned(), Value::from(topics))]);
+    let settings = Settings::layered(Some(&file), environment, flags).unwrap();
+    assert_eq!(settings.topics.texts, "flag");
+    assert_eq!(settings.topics.features, "ee");
+    assert_eq!(settings.topics.output, "fo");
+    assert_eq!(settings.topics.trials, "trials");
+    assert_eq!(settings.application_id, "f");
+}
+
+#[test]
+fn secrets_are_taken_as_they_are_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("password");
+    std::fs::write(&secret, "0x1F \n").unwrap();
+    let settings = layered(
+        None,
+        &[
+            ("SWEEPSTREAM_KAFKA__PROPERTIES__SASL_USERNAME", "007"),
+            ("SWEEPSTREAM_KAFKA__PROPERTIES__SASL_PASSWORD_FILE", secret.to_str().unwrap()),
+            ("SWEEPSTREAM_KAFKA__PROPERTIES__SSL_KEY_PASSWORD", "1e3"),
+            ("SWEEPSTREAM_KAFKA__PROPERTIES__SASL_OAUTHBEARER_CLIENT_SECRET", "true"),
+        ],
+    )
+    .unwrap();
+    let properties = &settings.kafka.properties;
+    assert_eq!(properties["sasl.username"], "007");
+    assert_eq!(properties["sasl.password"], "0x1F ");
+    assert_eq!(properties["ssl.key.password"], "1e3");
+    assert_eq!(properties["sasl.oauthbearer.client.secret"], "true");
+    assert!(!properties.contains_key("sasl.password.file"));
+    let shown = settings.redacted_toml();
+    for secret in ["0x1F", "1e3", "\"true\""] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+    assert!(shown.contains("007") && shown.contains("(redacted)"), "{shown}");
+    let missing = message(layered(None, &[("SWEEPSTREAM_KAFKA__PROPERTIES__SASL_PASSWORD_FILE", "no/such/file")]));
+    assert!(missing.contains("kafka.properties.sasl.password.file") && missing.contains("no/such/file"), "{missing}");
+}
+
+#[test]
+fn properties_may_be_nested_or_flat_and_of_any_scalar_type() {
+    let settings = from_text(
+        "[kafka.properties]\nsecurity.protocol = \"SSL\"\n\"socket.timeout.ms\" = 5000\n\"log.queue\" = true",
+    )
+    .unwrap();
+    let properties = &settings.kafka.properties;
+    assert_eq!(properties["security.protocol"], "SSL");
+    assert_eq!(properties["socket.timeout.ms"], "5000");
+    assert_eq!(properties["log.queue"], "true");
+    let list = message(from_text("[kafka.properties]\n\"a.b\" = [1]"));
+    assert!(list.contains("a.b"), "{list}");
+}
+
+#[test]
+fn every_relation_that_does_not_hold_names_its_keys() {
+    for (text, keys) in [
+        ("application_id = \" \"", &["`application_id`"] as &[&str]),
+        ("[kafka]\nbootstrap_servers = \"\"", &["`kafka.bootstrap_servers`"]),
+        ("[topics]\ntexts = \"\"", &["`topics.texts`"]),
+        ("[topics]\nfeatures = \"\"", &["`topics.features`"]),
+        ("[topics]\ndead_letters = \"\"", &["`topics.dead_letters`"]),
+        ("[topics]\ntrials = \"\"", &["`topics.trials`"]),
+        ("[topics]\noutput = \"\"", &["`topics.output`"]),
+        ("[embed]\nmodel = \"\"", &["`embed.model`"]),
+        ("[topics]\nfeatures = \"texts\"", &["`topics.texts`", "`topics.features`"]),
+        ("[topics]\noutput = \"trials\"", &["`topics.trials`", "`topics.output`"]),
+        ("[kafka]\nsession_timeout = \"10ms\"", &["`kafka.session_timeout`"]),
+        ("[kafka]\nsession_timeout = \"31m\"", &["`kafka.session_timeout`"]),
+        ("[kafka]\ntransaction_timeout = \"1s\"", &["`kafka.transaction_timeout`"]),
+        ("[kafka]\ntransaction_timeout = \"16m\"", &["`kafka.transaction_timeout`"]),
+        ("[train]\ncheckpoint_interval = \"0s\"", &["`train.checkpoint_interval`"]),
+        ("[embed]\nmax_length = 2", &["`embed.max_length`"]),
+        ("[embed]\nmax_length = 600", &["`embed.max_length`", "`embed.max_batch_tokens`"]),
+        ("[embed]\nchunk_tokens = 511", &["`embed.chunk_tokens`", "`embed.max_batch_tokens`"]),
+    ] {
+        let message = message(from_text(text));
+        for key in keys {
+            assert!(message.contains(key), "{text}: {message}");
+        }
+    }
+}
+
+#[test]
+fn properties_that_promises_rest_on_are_refused_with_what_to_set_instead() {
+    for (name, instead) in [
+        ("bootstrap.servers", "`kafka.bootstrap_servers`"),
+        ("metadata.broker.list", "`kafka.bootstrap_servers`"),
+        ("group.id", "`application_id`"),
+        ("transactional.id", "`application_id`"),
+        ("client.id", "`application_id`"),
+        ("group.protocol", "`kafka.group_protocol`"),
+        ("partition.assignment.strategy", "`kafka.group_protocol`"),
+        ("group.instance.id", "`kafka.group_instance_id`"),
+        ("session.timeout.ms", "`kafka.session_timeout`"),
+        ("transaction.timeout.ms", "`kafka.transaction_timeout`"),
+        ("isolation.level", "remove"),
+        ("auto.offset.reset", "remove"),
+        ("enable.auto.commit", "remove"),
+        ("enable.auto.offset.store", "remove"),
+        ("enable.idempotence", "remove"),
+        ("enable.partition.eof", "remove"),
+        ("acks", "remove"),
+        ("request.required.acks", "remove"),
+        ("max.in.flight", "remove"),
+        ("max.in.flight.requests.per.connection", "remove"),
+    ] {
+        let message = message(from_text(&format!("[kafka.properties]\n\"{name}\" = \"1\"")));
+        assert!(message.contains(name) && message.contains(instead), "{message}");
+    }
+}
+
+#[test]
+fn values_of_the_wrong_type_are_named_with_their_place() {
+    for (text, key) in [
+        ("[kafka]\nsession_timeout = 6", "kafka.session_timeout"),
+        ("[embed]\nmax_length = 0", "embed.max_length"),
+        ("[embed]\nrows = \"sentence\"", "embed.rows"),
+        ("[input]\nformat = \"xml\"", "input.format"),
+        ("[run]\nrebuilds_max = 0", "run.rebuilds_max"),
+    ] {
+        let message = message(from_text(text));
+        assert!(message.contains(key) && message.contains("settings.toml"), "{message}");
+    }
+    assert!(message(layered(Some(Path::new("no/such.toml")), &[])).contains("no/such.toml"));
+    assert!(message(from_text("kafka = [")).contains("settings.toml"));
+}
+
+// --- The command line
+
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs the program without any setting from outside.
+fn sweepstream(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sweepstream"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SWEEPSTREAM_")) {
+        let _ = command.env_remove(name);
+    }
+    let output = command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).output().unwrap();
+    Ended {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Names of the subcommands that a help text lists.
+fn subcommands(help: &str) -> Vec<String> {
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_help_works_and_has_an_example() {
+    let mut waiting: Vec<Vec<String>> = vec![Vec::new()];
+    let mut seen = 0;
+    while let Some(path) = waiting.pop() {
+        let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let ended = sweepstream(&arguments, &[]);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        let example = ended.stdout.split("Example").nth(1);
+        let name = path.first().map_or("", String::as_str);
+        assert!(example.is_some_and(|text| text.contains("sweepstream") && text.contains(name)), "{arguments:?}");
+        for line in ended.stdout.lines() {
+            assert!(line.chars().count() <= 100, "{arguments:?}: {line}");
+        }
+        waiting.extend(subcommands(&ended.stdout).into_iter().map(|name| [path.clone(), vec![name]].concat()));
+        seen += 1;
+    }
+    assert!(seen >= 22, "{seen} helps");
+}
+
+#[test]
+fn examples_of_the_help_are_command_lines() {
+    // clap judges them: what it would refuse ends with its usage message.
+    let mut waiting: Vec<Vec<String>> = vec![Vec::new()];
+    while let Some(path) = waiting.pop() {
+        let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let help = sweepstream(&arguments, &[]).stdout;
+        waiting.extend(subcommands(&help).into_iter().map(|name| [path.clone(), vec![name]].concat()));
+        let lines = help.lines().skip_while(|line| !line.starts_with("Example")).skip(1);
+        for line in lines.take_while(|line| line.starts_with("  ")) {
+            let Some((_, call)) = line.split_once("sweepstream ") else { continue };
+            let words = call.split("   ").next().unwrap().split(['|', '&', '>', ')', ';']).next().unwrap();
+            let mut words: Vec<&str> = words.split_whitespace().collect();
+            // Parses everything and then shows the settings' error instead of doing anything.
+            words.extend(["--set", "zzz.zzz=1"]);
+            let ended = sweepstream(&words, &[]);
+            assert_eq!(ended.code, Some(78), "{line}: {}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn wrong_flags_end_with_64_and_wrong_settings_with_78() {
+    for arguments in [
+        &["--no-such-flag"] as &[&str],
+        &["no-such-command"],
+        &[],
+        &["run", "--stage", "sleep"],
+        &["search", "start"],
+        &["config", "--set", "no-equals-sign"],
+        &["broker", "--port", "70000"],
+        &["broker", "--property", "no-equals-sign"],
+    ] {
+        let ended = sweepstream(arguments, &[]);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(64), ""), "{arguments:?}: {}", ended.stderr);
+        assert!(!ended.stderr.is_empty(), "{arguments:?}");
+    }
+    for (arguments, environment) in [
+        (&["config", "--set", "embed.max_lenght=3"] as &[&str], &[] as &[(&str, &str)]),
+        (&["config", "--set", "embed.max_length=2"], &[]),
+        (&["config", "--config", "no/such/file.toml"], &[]),
+        (&["config"], &[("SWEEPSTREAM_CONFIG", "no/such/file.toml")]),
+        (&["config"], &[("SWEEPSTREAM_EMBED__ROWS", "sentence")]),
+        (&["parts"], &[("SWEEPSTREAM_PARTS", "no/such/folder")]),
+    ] {
+        let ended = sweepstream(arguments, environment);
+        assert_eq!(ended.code, Some(78), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.starts_with("sweepstream: "), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_missing_part_says_how_to_get_it() {
+    let ended = sweepstream(&["parts"], &[("SWEEPSTREAM_PARTS", "no/such/folder")]);
+    assert!(ended.stderr.contains("make parts") && ended.stderr.contains("ORT_DYLIB_PATH"), "{}", ended.stderr);
+    assert!(ended.stdout.contains("missing"), "{}", ended.stdout);
+}
+
+#[test]
+fn no_broker_ends_with_69_and_says_where_it_looked() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let servers = format!("127.0.0.1:{port}");
+    let environment = [("SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS", servers.as_str())];
+    let ended = sweepstream(&["search", "list", "--set", "kafka.start_timeout=1s"], &environment);
+    assert_eq!(ended.code, Some(69), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&servers) && ended.stderr.contains("kafka.bootstrap_servers"), "{}", ended.stderr);
+}
+
+#[test]
+fn errors_are_said_once() {
+    let ended = sweepstream(&["config", "--config", "no/such/file.toml"], &[]);
+    assert_eq!(ended.stderr.matches("No such file").count(), 1, "{}", ended.stderr);
+}
+
+#[test]
+fn config_shows_what_flags_and_environment_come_to_without_secrets() {
+    let ended = sweepstream(
+        &["config", "--set", "topics.texts=mails", "--set", "kafka.properties.sasl.password=007"],
+        &[("SWEEPSTREAM_TOPICS__TEXTS", "news"), ("SWEEPSTREAM_KAFKA__PROPERTIES__SSL_KEY_PASSWORD", "hush")],
+    );
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let table: toml::Table = ended.stdout.parse().unwrap();
+    assert_eq!(table["topics"]["texts"].as_str(), Some("mails"));
+    assert_eq!(table["kafka"]["properties"]["sasl.password"].as_str(), Some("(redacted)"));
+    assert!(!ended.stdout.contains("hush") && !ended.stdout.contains("007"), "{}", ended.stdout);
+    let named = sweepstream(&["config", "--set", "kafka.properties.sasl.username=007"], &[]);
+    assert!(named.stdout.contains("\"sasl.username\" = \"007\""), "{}", named.stdout);
+}
+
+#[test]
+fn topology_shows_the_settings_own_words() {
+    let ended = sweepstream(&["topology", "--set", "application_id=mails", "--set", "embed.rows=token"], &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    for wanted in ["mails.embed", "mails.train", "mails.trial.<trial>", "rows = token", "dead-letters"] {
+        assert!(ended.stdout.contains(wanted), "{wanted}: {}", ended.stdout);
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    for arguments in [&["config"] as &[&str], &["topology"], &["--help"], &["search", "--help"]] {
+        // The reading end is closed before the program writes its first byte.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let child = Command::new(env!("CARGO_BIN_EXE_sweepstream"))
+            .args(arguments)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_program_says_its_version() {
+    let ended = sweepstream(&["--version"], &[]);
+    assert_eq!(ended.stdout.trim(), concat!("sweepstream ", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn topics_are_declared_for_every_name_in_the_settings() {
+    let declared: BTreeSet<PathBuf> = files("topics").into_iter().map(PathBuf::from).collect();
+    for (key, _) in Settings::default().topics.names() {
+        let file = PathBuf::from(format!("topics/{}.toml", key.replace('_', "-")));
+        assert!(declared.contains(&file), "{}", file.display());
+    }
+}
