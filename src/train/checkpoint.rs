@@ -205,7 +205,9 @@ mod tests {
         (record, manifest)
     }
 
-    fn chunks(blob: &[u8]) -> BTreeMap<u32, Vec<u8>> {
+    type Chunks = BTreeMap<u32, Vec<u8>>;
+
+    fn chunks(blob: &[u8]) -> Chunks {
         (0..).zip(blob.chunks(CHUNK_BYTES).map(<[u8]>::to_vec)).collect()
     }
 
@@ -234,7 +236,7 @@ mod tests {
     fn damage_is_found_and_named() {
         let blob = vec![7; CHUNK_BYTES + 10];
         let (_, manifest) = sealed(&blob);
-        let damaged = |change: &dyn Fn(&mut BTreeMap<u32, Vec<u8>>)| {
+        let damaged = |change: &dyn Fn(&mut Chunks)| {
             let mut chunks = chunks(&blob);
             change(&mut chunks);
             manifest.open(Slot::One, &chunks).unwrap_err().to_string()

@@ -63,12 +63,7 @@ impl Lab {
     /// Starts a search from the text of its file.
     #[track_caller]
     pub fn start(&self, search: &str) -> Started {
-        self.try_start(search).unwrap()
-    }
-
-    /// Starts a search, or says why not.
-    pub fn try_start(&self, search: &str) -> Result<Started, start::Error> {
-        start::start(&self.settings, search, self.folder.path())
+        start::start(&self.settings, search, self.folder.path(), |_, _| {}).unwrap()
     }
 
     /// Starts a search as users do.
@@ -187,6 +182,13 @@ impl Output {
     }
 }
 
+/// For clients of a test's own.
+pub fn client(settings: &Settings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    let _ = config.set("bootstrap.servers", &settings.kafka.bootstrap_servers);
+    config
+}
+
 /// The value of a features record, written without the program's codec.
 pub fn matrix(rows: usize, values: &[f32], half: bool) -> Vec<u8> {
     let (dtype, bytes): (Dtype, Vec<u8>) = if half {
@@ -229,8 +231,7 @@ pub struct Transactions(BaseProducer);
 
 impl Transactions {
     pub fn new(settings: &Settings) -> Self {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
+        let producer: BaseProducer = client(settings)
             .set("transactional.id", format!("{}.test-writer", settings.application_id))
             .create()
             .unwrap();
@@ -283,9 +284,8 @@ pub fn expected(record: &TrialRecord, records: &[Out]) -> Expected {
         merged.extend(partitions.values_mut().filter_map(std::collections::VecDeque::pop_front));
     }
     let parameters = &record.parameters;
-    let is_validation = |out: &Out| {
-        parameters.validation > 0 && crc32fast::hash(out.key.as_deref().unwrap()) % parameters.validation == 0
-    };
+    let is_validation =
+        |out: &Out| parameters.validation > 0 && is_validation(out.key.as_deref().unwrap(), parameters.validation);
     let batch_size = parameters.batch_size as usize;
     let (spec, optimizer) = (record.model_spec(), record.optimizer_spec());
     let mut fit = Fit::new(spec, optimizer, record.seed, record.number).unwrap();
@@ -320,6 +320,11 @@ pub fn expected(record: &TrialRecord, records: &[Out]) -> Expected {
         validation_losses.push(evaluation.loss());
     }
     Expected { weights: fit.weights_sha256().unwrap(), losses, validation_losses }
+}
+
+/// Whether a key falls into the validation split.
+pub fn is_validation(key: &[u8], one_in: u32) -> bool {
+    crc32fast::hash(key).is_multiple_of(one_in)
 }
 
 /// A record as the trial reads it.

@@ -5,12 +5,11 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::ClientConfig;
 use sweepstream::features::survey;
 use sweepstream::kafka::offsets::Watermarks;
 use sweepstream::train::start::Started;
 
-use crate::lab::{assert_expected, dealt, points, Lab, Transactions};
+use crate::lab::{assert_expected, client, dealt, points, Lab, Transactions};
 use crate::support::{committed, create_topics, eventually, Out};
 
 const SEARCH: &str = r#"
@@ -23,7 +22,7 @@ validation = 5
 "#;
 
 fn admin(lab: &Lab) -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", &lab.settings.kafka.bootstrap_servers).create().unwrap()
+    client(&lab.settings).create().unwrap()
 }
 
 /// Deletes the features topic.
@@ -95,7 +94,7 @@ fn a_capture_right_after_a_commit_misses_nothing() {
     for round in 1..=12 {
         writer.send(topic, &records);
         writer.commit();
-        let (range, _) = survey::capture(&lab.settings, topic, 4, 0, |_| {}).unwrap();
+        let (range, _) = survey::capture(&lab.settings, topic, 4, 0, |_, _| {}).unwrap();
         assert_eq!(range.records(), 4 * round);
     }
 }
@@ -107,7 +106,7 @@ fn a_capture_waits_for_transactions_that_are_open() {
     let topic = lab.settings.topics.features.as_str();
     writer.send(topic, &dealt(points(6), 2));
     let captured = std::thread::scope(|scope| {
-        let capture = scope.spawn(|| survey::capture(&lab.settings, topic, 4, 0, |_| {}).unwrap());
+        let capture = scope.spawn(|| survey::capture(&lab.settings, topic, 4, 0, |_, _| {}).unwrap());
         // However long the capture has been waiting by now.
         std::thread::sleep(Duration::from_millis(300));
         writer.commit();

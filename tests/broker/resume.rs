@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::ClientConfig;
 use serde_json::Value;
 use sweepstream::config::Settings;
 use sweepstream::kafka::offsets::Watermarks;
 use sweepstream::kafka::topics::delete_groups;
 use sweepstream::train::start::Started;
 
-use crate::lab::{assert_expected, dealt, expected, points, Lab};
+use crate::lab::{assert_expected, client, dealt, expected, points, Lab};
 use crate::support::{committed, eventually, produce, Out};
 
 /// Windows are smaller than batches and the last batch is short: every kind of position occurs.
@@ -176,11 +175,7 @@ fn a_group_that_was_reset_by_hand_is_refused_with_the_way_out() {
     let id = &search.trials[0].trial;
     train_a_little(&lab, &search, 30);
     let group = lab.settings.trial_group(id);
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &lab.settings.kafka.bootstrap_servers)
-        .set("group.id", &group)
-        .create()
-        .unwrap();
+    let consumer: BaseConsumer = client(&lab.settings).set("group.id", &group).create().unwrap();
     let mut list = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
         list.add_partition_offset(&lab.settings.topics.features, partition, Offset::Offset(1)).unwrap();

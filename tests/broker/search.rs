@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sweepstream::train::start::Started;
 
-use crate::lab::{assert_expected, dealt, is_end, matrix, points, Lab, DIM};
+use crate::lab::{assert_expected, client, dealt, is_end, is_validation, matrix, points, Lab, DIM};
 use crate::support::{create_topics, eventually, produce, read, Out};
 
 const MLP: &str = "name = \"s\"\nmodel = \"mlp\"\nhidden = 4\nepochs = 2\nbatch_size = 8\nvalidation = 5\n";
@@ -132,7 +132,7 @@ fn unlabelled_records_are_skipped_by_classifiers_when_asked_for() {
     let labelled: Vec<Out> =
         records.into_iter().filter(|out| out.headers.iter().any(|(key, _)| key == "label")).collect();
     let outcome = lab.output().outcome(&search.trials[0].trial);
-    let training = labelled.iter().filter(|out| crc32fast::hash(out.key.as_deref().unwrap()) % 5 != 0).count();
+    let training = labelled.iter().filter(|out| !is_validation(out.key.as_deref().unwrap(), 5)).count();
     assert_eq!(outcome["records"], 2 * training);
 }
 
@@ -158,7 +158,7 @@ fn records_that_others_wrote_with_little_more_than_a_matrix_are_trained_on() {
     let validation = |(i, record): &(usize, Out)| {
         let (partition, ordinal) = (i % 2, i / 2);
         let identity = record.key.clone().unwrap_or_else(|| format!("{partition}/{ordinal}").into_bytes());
-        crc32fast::hash(&identity) % 5 == 0
+        is_validation(&identity, 5)
     };
     let training = records.into_iter().enumerate().filter(|record| !validation(record)).count();
     assert_eq!(outcome["records"], 2 * training);
@@ -265,8 +265,7 @@ fn a_search_is_listed_shown_waited_for_and_deleted() {
 /// Names of the lab's groups.
 fn groups(lab: &Lab) -> Vec<String> {
     use rdkafka::consumer::{BaseConsumer, Consumer};
-    let consumer: BaseConsumer =
-        rdkafka::ClientConfig::new().set("bootstrap.servers", &lab.settings.kafka.bootstrap_servers).create().unwrap();
+    let consumer: BaseConsumer = client(&lab.settings).create().unwrap();
     let list = consumer.fetch_group_list(None, crate::support::PATIENCE).unwrap();
     let names = list.groups().iter().map(|group| group.name().to_owned());
     names.filter(|name| name.starts_with(&lab.settings.application_id)).collect()
