@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sweepstream::config::GroupProtocol;
 use sweepstream::train::start::Started;
 
-use crate::lab::{assert_expected, dealt, points, Lab};
+use crate::lab::{assert_expected, dealt, expected, points, Lab};
 use crate::support::{eventually, read, Out, Process};
 
 const SEARCH: &str = r#"
@@ -45,12 +45,17 @@ fn ended(lab: &Lab, search: &Started) -> usize {
         .count()
 }
 
-/// Two processes that each train some of the search's trials.
-fn two_at_work(lab: &Lab) -> [Process; 2] {
+/// Two processes that share the partitions of `trials` evenly before there is anything to train, and then a search.
+fn two_at_work(lab: &Lab, epochs: u32) -> ([Process; 2], Started) {
     let names = ["one", "two"];
     let both = names.map(|name| lab.trainer(name));
+    let has_half = |name| {
+        lab.log(name).lines().rfind(|line| line.contains(" assigned ")).is_some_and(|line| line.ends_with("owned=2"))
+    };
+    eventually("both have half of the partitions", || names.into_iter().all(has_half));
+    let search = lab.start(&format!("{SEARCH}epochs = {epochs}"));
     eventually("both have trials", || names.iter().all(|name| taken(lab, name) > 0));
-    both
+    (both, search)
 }
 
 #[track_caller]
@@ -64,8 +69,7 @@ fn assert_whole(lab: &Lab, search: &Started) {
 #[test]
 fn when_one_process_is_killed_the_other_ends_its_trials_with_the_same_bits() {
     let lab = lab("takeover");
-    let search = lab.start(&format!("{SEARCH}epochs = 60"));
-    let [mut one, two] = two_at_work(&lab);
+    let ([mut one, two], search) = two_at_work(&lab, 60);
     one.signal("KILL");
     let _ = one.wait();
     let killed = Instant::now();
@@ -76,8 +80,7 @@ fn when_one_process_is_killed_the_other_ends_its_trials_with_the_same_bits() {
 }
 
 fn a_zombie(lab: &Lab) {
-    let search = lab.start(&format!("{SEARCH}epochs = 60"));
-    let [mut one, two] = two_at_work(lab);
+    let ([mut one, two], search) = two_at_work(lab, 60);
     one.signal("STOP");
     eventually("the other ends all trials", || ended(lab, &search) == 4);
     let before = read(&lab.settings, &lab.settings.topics.output);
@@ -106,19 +109,30 @@ fn a_process_that_slept_too_long_publishes_nothing_under_kip_848() {
 }
 
 fn a_second_process(lab: &Lab) {
-    let search = lab.start(&format!("{SEARCH}epochs = 100"));
-    let _one = lab.trainer("one");
+    let search = lab.start(&format!("{SEARCH}epochs = 1000000"));
+    let one = lab.trainer("one");
     eventually("all trials run", || taken(lab, "one") == 4);
     let joined = Instant::now();
-    let _two = lab.trainer("two");
+    let two = lab.trainer("two");
     eventually("trials move", || taken(lab, "two") > 0);
     let moved = joined.elapsed();
-    eventually("all trials end", || ended(lab, &search) == 4);
-    assert_whole(lab, &search);
     // What moves is yielded with a checkpoint, not given up after a timeout.
     assert!(moved < Duration::from_secs(8), "{moved:?}\n{}\n{}", lab.log("one"), lab.log("two"));
     assert!(!lab.log("one").contains("interrupted"), "{}", lab.log("one"));
     assert!(lab.log("two").contains("goes on from its checkpoint"), "{}", lab.log("two"));
+    for mut process in [one, two] {
+        process.signal("TERM");
+        assert_eq!(process.wait().code(), Some(0));
+    }
+    let output = lab.output();
+    for trial in &search.trials {
+        let measured = output.measurements(&trial.trial);
+        let ends = measured.iter().filter(|measured| measured.get("validation_loss").is_some());
+        let losses: Vec<f64> = ends.map(|measured| measured["loss"].as_f64().unwrap()).collect();
+        let mut shorter = trial.clone();
+        shorter.parameters.epochs = losses.len() as u64;
+        assert_eq!(losses, expected(&shorter, &records()).losses, "no epoch is missing or there twice");
+    }
 }
 
 #[test]
@@ -136,8 +150,7 @@ fn trials_move_to_a_second_process_with_their_checkpoints_under_kip_848() {
 #[test]
 fn processes_that_are_stopped_together_all_end_in_time_with_checkpoints() {
     let lab = lab("together");
-    let search = lab.start(&format!("{SEARCH}epochs = 100"));
-    let mut both = two_at_work(&lab);
+    let (mut both, search) = two_at_work(&lab, 100);
     let signalled = Instant::now();
     for process in &both {
         process.signal("TERM");

@@ -147,6 +147,21 @@ fn a_deleted_topic_fails_the_trial() {
 }
 
 #[test]
+fn a_topic_that_is_deleted_under_a_running_trial_fails_it() {
+    let lab = Lab::with_points("under", 2, 40);
+    let search = lab.start(&SEARCH.replace("epochs = 2", "epochs = 1000000"));
+    let id = &search.trials[0].trial;
+    let topology = lab.topology();
+    let state = || topology.status.trials().get(id).cloned().unwrap_or_default();
+    eventually("it runs", || state().epoch > 2);
+    delete(&lab);
+    eventually("it fails", || state().state == "failed");
+    topology.stop().unwrap();
+    let reason = lab.output().outcome(id)["reason"].to_string();
+    assert!(reason.contains(&format!("{}/", lab.settings.topics.features)), "{reason}");
+}
+
+#[test]
 fn a_recreated_topic_with_the_same_records_gives_the_same_weights() {
     let lab = Lab::with_points("refilled", 2, 40);
     let search = lab.start(SEARCH);

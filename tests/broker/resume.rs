@@ -86,7 +86,7 @@ fn overwrite(lab: &Lab, trial: &str, key: &str, value: &[u8]) {
 #[test]
 fn killed_again_and_again_it_ends_with_the_same_weights_and_measurements() {
     let lab = lab("killed");
-    let search = lab.start(&format!("{SEARCH}epochs = 25"));
+    let search = lab.start(&format!("{SEARCH}epochs = 60"));
     for (kill, more) in [7, 61, 23, 150].into_iter().enumerate() {
         let mut process = lab.trainer("killed.log");
         await_written(&lab.settings, more);
@@ -95,7 +95,7 @@ fn killed_again_and_again_it_ends_with_the_same_weights_and_measurements() {
         process.signal("KILL");
         assert!(!process.wait().success());
     }
-    let whole = lab.start(&format!("{SEARCH}epochs = 25"));
+    let whole = lab.start(&format!("{SEARCH}epochs = 60"));
     lab.train(&[&search, &whole]);
     let output = lab.output();
     let (killed, whole) = (&search.trials[0], &whole.trials[0]);
@@ -159,7 +159,7 @@ fn a_damaged_checkpoint_is_counted_and_the_one_before_is_used() {
 #[test]
 fn without_any_whole_checkpoint_a_trial_begins_anew() {
     let lab = lab("both");
-    let search = lab.start(&format!("{SEARCH}epochs = 20"));
+    let search = lab.start(&format!("{SEARCH}epochs = 40"));
     let id = &search.trials[0].trial;
     train_a_little(&lab, &search, 30);
     overwrite(&lab, id, "checkpoint/0/manifest", b"{]");
@@ -191,7 +191,7 @@ fn a_group_that_was_reset_by_hand_is_refused_with_the_way_out() {
 #[test]
 fn a_group_that_was_deleted_is_made_again_from_the_checkpoint() {
     let lab = lab("forgotten");
-    let search = lab.start(&format!("{SEARCH}epochs = 20"));
+    let search = lab.start(&format!("{SEARCH}epochs = 40"));
     let id = &search.trials[0].trial;
     train_a_little(&lab, &search, 30);
     let group = lab.settings.trial_group(id);
