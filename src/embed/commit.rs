@@ -64,8 +64,8 @@ impl<'c> Committer<'c> {
     }
 
     fn new_producer(&self) -> Result<TransactionalProducer, Error> {
-        let bytes_max = self.features_bytes_max.max(self.dead_letter_bytes_max);
-        Ok(TransactionalProducer::new(&self.context.settings, &self.transactional_id, bytes_max)?)
+        let limits_bytes = [self.features_bytes_max, self.dead_letter_bytes_max];
+        Ok(TransactionalProducer::new(&self.context.settings, &self.transactional_id, &limits_bytes)?)
     }
 
     /// Commits chunk after chunk, in the order in which they were formed.

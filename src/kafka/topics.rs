@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::client::{self, REQUEST_TIMEOUT};
 use super::error::{Error, Result};
 use super::offsets::Watermarks;
+use super::transaction::DEFAULT_LIMIT_BYTES;
 use crate::config::Settings;
 
 /// Room that headers of a dead letter need beyond its input.
@@ -242,7 +243,7 @@ impl Declarations {
                 }
             }
             let message_bytes_max =
-                config.get("max.message.bytes").and_then(|value| value.parse().ok()).unwrap_or(1_048_588);
+                config.get("max.message.bytes").and_then(|value| value.parse().ok()).unwrap_or(DEFAULT_LIMIT_BYTES);
             topics.push(Topic { name: name.clone(), partitions, message_bytes_max });
         }
         let [texts, features, dead_letters, trials, output]: [Topic; 5] =
@@ -292,7 +293,7 @@ fn dead_letter_limit(settings: &Settings) -> Result<usize> {
     let texts = settings.topics.texts.as_str();
     let configs = describe(settings, std::iter::once(texts))?;
     let limit = configs.get(texts).and_then(|config| config.get("max.message.bytes")?.parse().ok());
-    Ok(limit.unwrap_or(1_048_588) + DEAD_LETTER_HEADROOM_BYTES)
+    Ok(limit.unwrap_or(DEFAULT_LIMIT_BYTES) + DEAD_LETTER_HEADROOM_BYTES)
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
