@@ -187,6 +187,7 @@ impl Replay {
             drop(self.consumer.poll(Duration::ZERO));
             if waited.elapsed() > SILENCE {
                 waited = Instant::now();
+                self.check_log(index)?;
                 let PartitionRange { partition, .. } = self.range.partitions[index];
                 tracing::warn!(topic = %self.range.topic, partition, offset = self.offsets[index], "waiting for records");
             }
@@ -259,6 +260,31 @@ impl Replay {
         }
     }
 
+    /// After a silence: a log that ends before the range does is another one, and would be waited for in vain.
+    fn check_log(&self, index: usize) -> Result<()> {
+        let place = &self.range.partitions[index];
+        match self.consumer.fetch_watermarks(&self.range.topic, place.partition, client::REQUEST_TIMEOUT) {
+            Ok((_, end)) if end < place.end => Err(self.changed(
+                index,
+                &format!("its log ends at offset {end}: the topic was recreated, or records were lost"),
+            )),
+            Err(error)
+                if matches!(
+                    error.rdkafka_error_code(),
+                    Some(
+                        RDKafkaErrorCode::UnknownTopicOrPartition
+                            | RDKafkaErrorCode::UnknownTopic
+                            | RDKafkaErrorCode::UnknownPartition
+                    )
+                ) =>
+            {
+                Err(self.changed(index, "the topic was deleted"))
+            }
+            // Brokers that are away say nothing about the log.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     fn tolerate(&self, index: usize, error: KafkaError) -> Result<()> {
         match error {
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
@@ -304,4 +330,22 @@ pub fn raw<'m>(message: &'m BorrowedMessage<'_>) -> RawRecord<'m> {
         }
     }
     record
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_survives_in_a_checkpoint() {
+        let place = |partition, start| PartitionRange { partition, start, end: 9, records: 4, digest: String::new() };
+        let range = Range { topic: "f".into(), partitions: vec![place(0, 5), place(3, 0)] };
+        let mut position = Position::start(&range);
+        assert_eq!((position.window, position.turn), (0, 0));
+        assert_eq!((&position.offsets, &position.taken), (&vec![5, 0], &vec![0, 0]));
+        position.digests[1] = Digest(u64::MAX).hex();
+        position.offsets[0] = i64::MAX;
+        let json = serde_json::to_string(&position).unwrap();
+        assert_eq!(serde_json::from_str::<Position>(&json).unwrap(), position);
+    }
 }

@@ -92,3 +92,28 @@ impl Window {
         (MatrixView { dtype, rows, dim: self.dim, data: &self.bytes[start..end] }, label)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_keep_their_order_format_label_and_split() {
+        let halves: Vec<u8> = (0..12).collect();
+        let singles: Vec<u8> = (100..116).collect();
+        let mut window = Window::default();
+        for round in 0..2 {
+            window.clear(round, 2);
+            window.push(MatrixView { dtype: Dtype::F16, rows: 3, dim: 2, data: &halves }, 2, Some(1), false);
+            window.push(MatrixView { dtype: Dtype::F32, rows: 2, dim: 2, data: &singles }, 2, None, true);
+            window.push(MatrixView { dtype: Dtype::F16, rows: 3, dim: 2, data: &halves }, 9, Some(0), false);
+            assert_eq!((window.index, window.records(), window.bytes()), (round, 3, 8 + 16 + 12));
+            assert_eq!((window.training(), window.validation()), ([0, 2].as_slice(), [1].as_slice()));
+            let (cut, label) = window.record(0);
+            assert_eq!((cut.rows, cut.dim, cut.data, label), (2, 2, &halves[..8], Some(1)));
+            let (single, label) = window.record(1);
+            assert_eq!((single.dtype, single.data, label), (Dtype::F32, singles.as_slice(), None));
+            assert_eq!(window.record(2).0.data, halves);
+        }
+    }
+}

@@ -58,8 +58,8 @@ pub enum Rebalance {
 
 /// What a member owns, shared with whoever commits in its name.
 ///
-/// The group metadata is taken together with the assignment and never refreshed alone: freshly fetched metadata
-/// would let a process that lost a partition commit for it.
+/// The group metadata is taken together with the assignment, at its beginning and at its end, and never refreshed in
+/// between: freshly fetched metadata would let a process that lost a partition commit for it.
 #[derive(Default)]
 pub struct Lease {
     state: Mutex<LeaseState>,
@@ -190,6 +190,17 @@ impl Member {
             state.committed.extend(positions.iter().copied());
         });
         Ok(())
+    }
+
+    /// Takes the proof of ownership anew while [`Rebalance::Revoked`] waits for its answer.
+    ///
+    /// The group has a new generation by then, so the old proof is refused, but gives the partitions to nobody before
+    /// they are released. Last words can so be committed. Nothing happens when they are lost already.
+    pub fn renew(&mut self) {
+        let metadata = self.consumer.group_metadata().map(Arc::new);
+        if !self.consumer.assignment_lost() {
+            self.lease.change(|state| state.metadata = metadata);
+        }
     }
 
     /// Gives partitions back; waits for whoever holds the lease.

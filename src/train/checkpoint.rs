@@ -72,6 +72,9 @@ pub struct Progress {
     pub taken: u64,
     /// Of the epoch in progress.
     pub sums: EpochSums,
+    /// `checkpoint_every` asks for a measurement before the next step; the end of an epoch is measured anyway.
+    #[serde(default)]
+    pub due: bool,
     /// The best measurement so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Measurement>,
@@ -87,6 +90,7 @@ impl Progress {
             position: Position::start(range),
             taken: 0,
             sums: EpochSums::default(),
+            due: false,
             best: None,
         }
     }
@@ -188,4 +192,89 @@ impl Manifest {
 /// SHA-256 as lower-case hexadecimal digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::record::samples;
+
+    fn sealed(blob: &[u8]) -> (TrialRecord, Manifest) {
+        let record = samples::record("t");
+        let manifest = Manifest::seal(&record, 4, Progress::beginning(&record.range()), blob);
+        (record, manifest)
+    }
+
+    type Chunks = BTreeMap<u32, Vec<u8>>;
+
+    fn chunks(blob: &[u8]) -> Chunks {
+        (0..).zip(blob.chunks(CHUNK_BYTES).map(<[u8]>::to_vec)).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_survives_chunks_and_manifest() {
+        for size in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES] {
+            let blob: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            let (record, manifest) = sealed(&blob);
+            let manifest = Manifest::parse(&manifest.to_json()).unwrap();
+            assert_eq!(manifest.open(Slot::Zero, &chunks(&blob)).unwrap(), blob);
+            manifest.check_fits(&record).unwrap();
+        }
+    }
+
+    #[test]
+    fn sums_come_back_bit_for_bit() {
+        let (record, mut manifest) = sealed(b"x");
+        manifest.progress.sums =
+            EpochSums { records: 7, steps: 2, loss: 0.1 + 0.2, gradient_norm: f64::MIN_POSITIVE / 3.0 };
+        manifest.progress.position.digests[0] = "ffffffffffffffff".into();
+        assert_eq!(Manifest::parse(&manifest.to_json()).unwrap(), manifest);
+        assert_eq!(record.range().partitions.len(), manifest.progress.position.offsets.len());
+    }
+
+    #[test]
+    fn damage_is_found_and_named() {
+        let blob = vec![7; CHUNK_BYTES + 10];
+        let (_, manifest) = sealed(&blob);
+        let damaged = |change: &dyn Fn(&mut Chunks)| {
+            let mut chunks = chunks(&blob);
+            change(&mut chunks);
+            manifest.open(Slot::One, &chunks).unwrap_err().to_string()
+        };
+        assert!(damaged(&|chunks| drop(chunks.remove(&1))).contains("chunk 1 of 2 is missing"));
+        assert!(damaged(&|chunks| chunks.get_mut(&0).unwrap()[5] = 8).contains("checkpoint 4 in slot 1"));
+        assert!(damaged(&|chunks| chunks.get_mut(&1).unwrap().truncate(3)).contains("digest"));
+        // Left over from a larger checkpoint that had the slot before.
+        let mut more = chunks(&blob);
+        drop(more.insert(2, b"old".to_vec()));
+        assert_eq!(manifest.open(Slot::One, &more).unwrap(), blob);
+    }
+
+    #[test]
+    fn an_unfit_checkpoint_names_what_differs() {
+        let (record, manifest) = sealed(b"x");
+        let other = TrialRecord { seed: 4, ..record.clone() };
+        let error = manifest.check_fits(&other).unwrap_err().to_string();
+        assert!(error.contains("`seed` was 3 and is 4"), "{error}");
+        let mut slower = record.clone();
+        slower.parameters.learning_rate = 0.5;
+        assert!(manifest.check_fits(&slower).unwrap_err().to_string().contains("`parameters.learning_rate`"));
+        let mut decayed = record;
+        decayed.parameters.weight_decay = Some(0.1);
+        assert!(manifest.check_fits(&decayed).unwrap_err().to_string().contains("was absent and is 0.1"));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused_before_anything_is_read() {
+        let (_, manifest) = sealed(b"x");
+        let refused = |key: &str, value: u64| {
+            let mut json = serde_json::to_value(&manifest).unwrap();
+            json[key] = value.into();
+            Manifest::parse(json.to_string().as_bytes()).unwrap_err().to_string()
+        };
+        assert!(refused("chunks", 2).contains("cannot be"));
+        assert!(refused("chunks", u64::from(u32::MAX)).contains("cannot be"));
+        assert!(refused("bytes", u64::MAX).contains("cannot be"));
+        assert!(matches!(Manifest::parse(b"{"), Err(Error::Manifest(_))));
+    }
 }

@@ -329,6 +329,20 @@ impl Fit {
         file(self.parameter_tensors())
     }
 
+    /// Whether every parameter is a finite number.
+    ///
+    /// # Errors
+    /// What the tensor library says.
+    pub fn is_finite(&self) -> Result<bool, FitError> {
+        let parameters = self.model.parameters();
+        for place in 0..parameters.specs().len() {
+            if !read(&parameters.value(place), |values| values.iter().all(|value| value.is_finite()))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// SHA-256 of [`Fit::parameters_safetensors`], in lower-case hexadecimal digits.
     ///
     /// # Errors

@@ -196,6 +196,7 @@ impl Pool<'_> {
             }
             Rebalance::Revoked(partitions) => {
                 tracing::info!(%group, partitions = partitions.len(), "revoked");
+                self.member.renew();
                 self.end_trials(|partition| partitions.contains(&partition), Order::Yield);
                 self.give_up(&partitions)?;
             }

@@ -145,3 +145,92 @@ impl TrialRecord {
         fields
     }
 }
+
+#[cfg(test)]
+pub(super) mod samples {
+    use super::*;
+
+    /// A small trial over two partitions.
+    pub(crate) fn record(trial: &str) -> TrialRecord {
+        TrialRecord::parse(json(trial).to_string().as_bytes()).unwrap()
+    }
+
+    pub(crate) fn json(trial: &str) -> serde_json::Value {
+        serde_json::json!({
+            "search": "s", "trial": trial, "number": 1, "trials": 2, "model": "mlp", "objective": "loss", "seed": 3,
+            "parameters": {
+                "epochs": 2, "batch_size": 4, "optimizer": "adamw", "learning_rate": 0.001, "shuffle": true,
+                "hidden": 5, "validation": 10, "window": 7,
+            },
+            "topic": "f", "range": {"0": [0, 6], "2": [3, 9]}, "records": {"0": 5, "2": 6},
+            "digests": {"0": "00000000000000aa", "2": "00000000000000bb"}, "labels": ["a", "b"], "rows_max": 3,
+            "dim": 4, "training_format": TRAINING_FORMAT, "created_ms": 1,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_record_survives_the_round_trip() {
+        let record = samples::record("t");
+        assert_eq!(TrialRecord::parse(&record.to_json()).unwrap(), record);
+        assert_eq!((record.range().records(), record.range().counts()), (11, vec![5, 6]));
+        assert_eq!((record.attempt, record.stop, record.initial, &record.outcome), (0, false, false, &None));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let refused = |key: &str, value: serde_json::Value| {
+            let mut json = samples::json("t");
+            json[key] = value;
+            TrialRecord::parse(json.to_string().as_bytes()).unwrap_err()
+        };
+        assert!(refused("records", serde_json::json!({"0": 5})).contains("different partitions"));
+        assert!(refused("digests", serde_json::json!({"0": "aa", "1": "bb"})).contains("different partitions"));
+        assert!(refused("trial", "a/b".into()).contains('/'));
+        assert!(refused("seed", (-1).into()).contains("-1"));
+        assert!(refused("model", "transformer".into()).contains("transformer"));
+    }
+
+    #[test]
+    fn everything_that_decides_the_weights_is_in_the_identity() {
+        let identity = samples::record("t").identity();
+        // What only says where and when is left out: the same features in another topic give the same weights.
+        for (key, value) in [
+            ("search", "other".into()),
+            ("topic", "other".into()),
+            ("created_ms", 9.into()),
+            ("attempt", 7.into()),
+            ("range", serde_json::json!({"0": [10, 16], "2": [0, 6]})),
+        ] {
+            let mut json = samples::json("u");
+            json[key] = value;
+            assert_eq!(TrialRecord::parse(json.to_string().as_bytes()).unwrap().identity(), identity, "{key}");
+        }
+        for (key, value) in [("seed", 4.into()), ("number", 2.into()), ("rows_max", 2.into())] {
+            let mut json = samples::json("t");
+            json[key] = value;
+            assert_ne!(TrialRecord::parse(json.to_string().as_bytes()).unwrap().identity(), identity, "{key}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_record_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(TrialRecord::parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_damaged_record_is_a_record_or_an_error(place in 0_usize..400, byte in any::<u8>()) {
+            let mut bytes = samples::record("t").to_json();
+            let place = place % bytes.len();
+            bytes[place] = byte;
+            drop(TrialRecord::parse(&bytes));
+            drop(TrialRecord::parse(&bytes[..place]));
+        }
+    }
+}

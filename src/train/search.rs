@@ -251,6 +251,9 @@ impl Search {
             refuse_unknown(own.keys(), &TRIAL_KEYS[..TRIAL_KEYS.len() - 1], &place)?;
             let mut merged = defaults.clone();
             merged.extend(own.clone());
+            if let Some((key, _)) = merged.iter().find(|(_, value)| value.as_array().is_some_and(Vec::is_empty)) {
+                return Err(Error::Invalid { key: key.clone(), place, message: "is an empty list".into() });
+            }
             let model: ModelName = Section { place: place.clone(), table: &merged }.required("model")?;
             // A default for another model's shape is not meant for this one.
             for (key, wanted) in [("hidden", ModelName::Mlp), ("layers", ModelName::Autoencoder)] {
@@ -599,6 +602,8 @@ mod tests {
         assert!(error("name = \"x\"\nmodel = \"mlp\"\ndropout = 1.5").contains("dropout"));
         assert!(error("name = \"x\"\nmodel = \"mlp\"\n[[trial]]\nhiden = 3").contains("did you mean `hidden`"));
         assert!(error("name = \"x\"\nmodel = \"mlp\"\nseed = -1").contains("seed"));
+        assert!(error("name = \"x\"\nmodel = \"mlp\"\nlearning_rate = []").contains("`learning_rate` is an empty list"));
+        assert!(error("name = \"x\"\nmodel = \"autoencoder\"\nlayers = []").contains("`layers` is an empty list"));
         assert!(error("name = [").contains("not TOML"));
     }
 }

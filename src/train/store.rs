@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::checkpoint::{self, Manifest};
@@ -222,7 +222,7 @@ impl TrialOutput {
 
 /// Follows trials as their records change, from now on, as long as `each` returns true.
 ///
-/// `each` sees all of them, first as given and then after every change, at least once a second.
+/// `each` sees all of them, first as they stand and then after every change, at least once a second.
 ///
 /// # Errors
 /// When Kafka fails for good.
@@ -237,10 +237,24 @@ pub fn follow(
     let ids: BTreeSet<String> = trials.keys().cloned().collect();
     let watermarks = Watermarks::new(settings)?;
     let partitions: BTreeSet<i32> = known.iter().map(|stored| stored.partition).collect();
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    let mut extents = BTreeMap::new();
     for partition in partitions {
-        let start = watermarks.extent(topic, partition)?.start;
-        list.add_partition_offset(topic, partition, Offset::Offset(start))
+        let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
+    }
+    let follow = |message: &BorrowedMessage<'_>, trials: &mut BTreeMap<String, Stored>| {
+        let id = message.key().map(String::from_utf8_lossy);
+        if id.is_some_and(|id| ids.contains(id.as_ref())) {
+            let _ = apply(trials, message.partition(), message.offset(), message.key(), message.payload());
+        }
+    };
+    // What came before is gone through unseen: a restarted trial has had an outcome that it has no more.
+    scan(settings, topic, &extents, |message| {
+        follow(message, &mut trials);
+        Ok::<(), Error>(())
+    })?;
+    let mut list = TopicPartitionList::with_capacity(extents.len());
+    for (&partition, extent) in &extents {
+        list.add_partition_offset(topic, partition, Offset::Offset(extent.end))
             .map_err(Error::call(format!("reading {topic}/{partition}")))?;
     }
     let config = client::replay(settings, &format!("{}.follow", settings.application_id), 1);
@@ -249,12 +263,7 @@ pub fn follow(
     consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
     while each(&trials) {
         match consumer.poll(Duration::from_secs(1)) {
-            Some(Ok(message)) => {
-                let id = message.key().map(String::from_utf8_lossy);
-                if id.is_some_and(|id| ids.contains(id.as_ref())) {
-                    let _ = apply(&mut trials, message.partition(), message.offset(), message.key(), message.payload());
-                }
-            }
+            Some(Ok(message)) => follow(&message, &mut trials),
             Some(Err(error)) => tracing::debug!(%error, "while following trials"),
             None => {}
         }
@@ -354,6 +363,7 @@ impl<'b> Written<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::record::samples;
 
     #[test]
     fn trials_of_a_search_spread_over_all_partitions() {
@@ -367,5 +377,68 @@ mod tests {
                 (0..100).map(|number| partition_of("x", number, count)).collect();
             assert_eq!(used, (0..count).collect());
         }
+    }
+    #[test]
+    fn the_newest_readable_record_of_a_trial_counts() {
+        let mut trials = BTreeMap::new();
+        let mut apply = |key: Option<&str>, value: Option<&[u8]>| {
+            let id = super::apply(&mut trials, 3, 0, key.map(str::as_bytes), value);
+            (id, trials.get("t").map(|stored: &Stored| (stored.partition, stored.record.attempt)))
+        };
+        let (first, second) = (samples::record("t"), TrialRecord { attempt: 1, ..samples::record("t") });
+        let t = || Some("t".to_owned());
+        assert_eq!(apply(Some("t"), Some(&first.to_json())), (t(), Some((3, 0))));
+        assert_eq!(apply(Some("t"), Some(b"junk")), (None, Some((3, 0))));
+        assert_eq!(apply(Some("t"), Some(&samples::record("u").to_json())), (None, Some((3, 0))), "another's record");
+        assert_eq!(apply(None, Some(&second.to_json())), (None, Some((3, 0))));
+        assert_eq!(apply(Some("t"), Some(&second.to_json())), (t(), Some((3, 1))));
+        assert_eq!(apply(Some("t"), None), (t(), None));
+        assert_eq!(apply(Some("t"), None), (t(), None));
+    }
+
+    fn output(records: &[(Key<'_>, Option<Vec<u8>>)]) -> TrialOutput {
+        let mut output = TrialOutput::default();
+        records.iter().for_each(|(key, value)| output.apply(key, value.as_deref(), Want::Checkpoints));
+        output
+    }
+
+    fn checkpoint(attempt: u32, number: u64, blob: &[u8]) -> Vec<(Key<'static>, Option<Vec<u8>>)> {
+        let record = TrialRecord { attempt, ..samples::record("t") };
+        let manifest = Manifest::seal(&record, number, checkpoint::Progress::beginning(&record.range()), blob);
+        let slot = Slot::of(number);
+        vec![
+            (Key::Chunk { trial: "t", slot, chunk: 0 }, Some(blob.to_vec())),
+            (Key::Manifest { trial: "t", slot }, Some(manifest.to_json())),
+        ]
+    }
+
+    #[test]
+    fn the_newest_whole_checkpoint_of_the_attempt_is_found() {
+        let number = |output: &TrialOutput, attempt| {
+            let (found, damaged) = output.newest(attempt);
+            (found.map(|(manifest, blob)| (manifest.checkpoint, blob)), damaged.len())
+        };
+        let two = output(&[checkpoint(0, 4, b"four"), checkpoint(0, 5, b"five")].concat());
+        assert_eq!(number(&two, 0), (Some((5, b"five".to_vec())), 0));
+        assert_eq!(number(&two, 1), (None, 0), "of another attempt");
+        assert_eq!(two.newest_number(), Some(5));
+        let mut records = [checkpoint(0, 4, b"four"), checkpoint(0, 5, b"five")].concat();
+        records[2].1 = Some(b"junk".to_vec());
+        assert_eq!(number(&output(&records), 0), (Some((4, b"four".to_vec())), 1));
+        records[1].1 = Some(b"{".to_vec());
+        assert_eq!(number(&output(&records), 0), (None, 2));
+        records.extend([(Key::Manifest { trial: "t", slot: Slot::Zero }, None), (records[2].0.clone(), None)]);
+        assert_eq!(number(&output(&records), 0), (None, 1), "deleted is not damaged");
+        assert!(output(&records).initial().is_err());
+    }
+
+    #[test]
+    fn everything_that_was_found_can_be_deleted() {
+        let found = output(&checkpoint(0, 4, b"four"));
+        let deleted: Vec<String> = found.keys("t").iter().map(ToString::to_string).collect();
+        assert_eq!(deleted, ["t/checkpoint/0/manifest", "t/checkpoint/0/0"]);
+        let mut records = checkpoint(0, 4, b"four");
+        records.extend(found.keys("t").into_iter().map(|key| (key, None)));
+        assert!(output(&records).keys("t").is_empty());
     }
 }

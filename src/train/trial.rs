@@ -200,6 +200,8 @@ struct Training<'c> {
     /// When this process began with the epoch in progress, and how many records were done then.
     epoch_began: (Instant, u64),
     shown: Instant,
+    /// Of the last step.
+    loss: Option<f64>,
 }
 
 /// Validation records kept from epoch to epoch, as far as they fit.
@@ -280,23 +282,31 @@ impl<'c> Training<'c> {
             },
             epoch_began: (now, progress.sums.records),
             shown: now,
+            loss: None,
             progress,
             range,
         })
     }
 
     fn run(&mut self, publisher: &mut Publisher) -> Result<End, Error> {
-        self.show(None);
+        self.show();
         while self.progress.epoch < self.record.parameters.epochs {
             let started = Instant::now();
-            match self.epoch(publisher)? {
-                Stepped::Diverged(reason) => {
-                    let outcome = self.finish(publisher, EndState::Diverged, Some(reason))?;
-                    return Ok(End::Outcome(Box::new(outcome)));
-                }
-                Stepped::Done => {}
+            let stepped = self.epoch(publisher)?;
+            if let Stepped::Diverged(reason) = stepped {
+                return self.diverged(publisher, reason);
             }
             let validation = self.validate()?;
+            // What the last step spoilt, no further step would notice.
+            let sound = validation.loss().is_none_or(f64::is_finite) && self.fit.is_finite()?;
+            if !sound {
+                let epoch = self.progress.epoch + 1;
+                let reason = format!(
+                    "weights are not finite numbers after epoch {epoch}, or their validation loss; a lower learning_rate may help"
+                );
+                return self.diverged(publisher, reason);
+            }
+            self.progress.due = false;
             self.measure(Some(&validation));
             self.context.metrics.train.epoch_duration.observe(started.elapsed().as_secs_f64());
             self.context.metrics.train.epochs.inc();
@@ -316,6 +326,11 @@ impl<'c> Training<'c> {
             }
         }
         let outcome = self.finish(publisher, EndState::Finished, None)?;
+        Ok(End::Outcome(Box::new(outcome)))
+    }
+
+    fn diverged(&mut self, publisher: &mut Publisher, reason: String) -> Result<End, Error> {
+        let outcome = self.finish(publisher, EndState::Diverged, Some(reason))?;
         Ok(End::Outcome(Box::new(outcome)))
     }
 
@@ -344,6 +359,7 @@ impl<'c> Training<'c> {
             }
         }
         if self.carry.records() > 0 {
+            self.before_step(publisher)?;
             let carry = std::mem::take(&mut self.carry);
             let stepped = self.step(&carry, &Window::default(), &[])?;
             self.carry = carry;
@@ -377,6 +393,7 @@ impl<'c> Training<'c> {
                 }
                 return Ok(Stepped::Done);
             }
+            self.before_step(publisher)?;
             let carry = std::mem::take(&mut self.carry);
             let stepped = self.step(&carry, window, &order[taken..taken + needed])?;
             self.carry = carry;
@@ -413,18 +430,27 @@ impl<'c> Training<'c> {
         sums.loss += report.loss * records as f64;
         sums.gradient_norm += report.gradient_norm;
         self.context.metrics.train.steps.inc();
+        self.loss = Some(report.loss);
         if self.shown.elapsed() > SHOW_INTERVAL {
-            self.show(Some(report.loss));
+            self.show();
         }
         Ok(Stepped::Done)
     }
 
+    /// Takes the measurement that is due: only now it is known that the step before was not the epoch's last, which
+    /// is measured under the same key.
+    fn before_step(&mut self, publisher: &mut Publisher) -> Result<(), Error> {
+        if !std::mem::take(&mut self.progress.due) {
+            return Ok(());
+        }
+        self.measure(None);
+        self.checkpoint(publisher)
+    }
+
     fn after_step(&mut self, publisher: &mut Publisher) -> Result<(), Error> {
         let every = self.record.parameters.checkpoint_every;
-        if every.is_some_and(|every| self.progress.sums.steps.is_multiple_of(every)) {
-            self.measure(None);
-            self.checkpoint(publisher)?;
-        } else if self.checkpointed.elapsed() > self.context.settings.train.checkpoint_interval {
+        self.progress.due = every.is_some_and(|every| self.progress.sums.steps.is_multiple_of(every));
+        if self.checkpointed.elapsed() > self.context.settings.train.checkpoint_interval {
             self.checkpoint(publisher)?;
         }
         self.obey(publisher)
@@ -439,6 +465,9 @@ impl<'c> Training<'c> {
                 Err(Error::Ordered)
             }
             Order::Stop => {
+                if std::mem::take(&mut self.progress.due) {
+                    self.measure(None);
+                }
                 let outcome = self.finish(publisher, EndState::Stopped, Some("stopped on request".into()))?;
                 Err(Error::Stopped(Box::new(outcome)))
             }
@@ -580,16 +609,16 @@ impl<'c> Training<'c> {
             self.checkpointed = Instant::now();
             self.context.metrics.train.checkpoint_bytes.inc_by(blob.len() as u64);
         }
-        self.show(None);
+        self.show();
         Ok(())
     }
 
-    fn show(&mut self, loss: Option<f64>) {
+    fn show(&mut self) {
         self.shown = Instant::now();
         let trial = self.record.trial.as_str();
         let total = self.range.records();
         let records = self.replay.ordinal();
-        let progress = &self.progress;
+        let (progress, loss) = (&self.progress, self.loss);
         self.context.status.trial(trial, |status| {
             status.epoch = progress.epoch;
             status.step = progress.step;

@@ -1,0 +1,151 @@
+//! A trial is a function of its parameters, its seed and the records of its range, and of nothing else.
+
+use sweepstream::train::start::Started;
+
+use crate::lab::{assert_expected, dealt, points, Lab, Transactions};
+use crate::support::{embed, sentences, settings, Out};
+
+const SEARCH: &str = r#"
+name = "w"
+objective = "validation_loss"
+seed = 5
+validation = 5
+epochs = 3
+batch_size = 8
+rows_max = 3
+window = 7
+dropout = 0.3
+[[trial]]
+model = "mlp"
+hidden = 5
+learning_rate = 1e-2
+[[trial]]
+model = "autoencoder"
+layers = [5, 3]
+"#;
+
+/// 31 records in the first partition, none in the second, 20 in the third, 9 in the last.
+fn uneven() -> Vec<Out> {
+    let partition = |number| match number {
+        0..31 => 0,
+        31..51 => 2,
+        _ => 3,
+    };
+    points(60).into_iter().enumerate().map(|(number, record)| record.to(partition(number))).collect()
+}
+
+#[track_caller]
+fn assert_same(lab: &Lab, searches: &[&Started], records: &[Out]) {
+    let output = lab.output();
+    for trial in searches.iter().flat_map(|search| &search.trials) {
+        assert_expected(&output, trial, records);
+    }
+}
+
+#[test]
+fn windows_batches_optimizers_and_dropout_do_what_they_say() {
+    let mut lab = Lab::new("oracle", 4);
+    lab.settings.train.parallel = std::num::NonZeroUsize::new(6);
+    let records = uneven();
+    lab.fill(&records);
+    let search = |window: u32| {
+        lab.start(&format!(
+            r#"
+            name = "w{window}"
+            seed = {window}
+            validation = 5
+            epochs = 2
+            rows_max = 3
+            window = {window}
+            batch_size = [8, 500]
+            [[trial]]
+            model = "mlp"
+            hidden = 5
+            learning_rate = 1e-2
+            shuffle = [true, false]
+            dropout = [0, 0.4]
+            [[trial]]
+            model = "autoencoder"
+            layers = [5, 3]
+            optimizer = ["adamw", "sgd", "rmsprop"]
+            batch_size = 16
+            [[trial]]
+            model = "mlp"
+            optimizer = "sgd"
+            momentum = 0.9
+            batch_size = 1
+            "#
+        ))
+    };
+    let searches = [search(1), search(7), search(1000)];
+    let searches: Vec<&Started> = searches.iter().collect();
+    lab.train(&searches);
+    assert_same(&lab, &searches, &records);
+}
+
+#[test]
+fn the_same_features_in_another_topic_give_the_same_weights() {
+    let records = uneven();
+    let (plain, transactional) = (Lab::new("plain", 4), Lab::new("transactional", 4));
+    plain.fill(&records);
+    let writer = Transactions::new(&transactional.settings);
+    let topic = &transactional.settings.topics.features;
+    let mut rest = records.as_slice();
+    for size in (1..12).cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        let (batch, later) = rest.split_at(size.min(rest.len()));
+        // What is aborted takes offsets, too, and is never seen.
+        writer.send(topic, &dealt(points(size % 3 + 1), 4));
+        writer.abort();
+        writer.send(topic, batch);
+        writer.commit();
+        rest = later;
+    }
+    for lab in [&plain, &transactional] {
+        let search = lab.start(SEARCH);
+        lab.train(&[&search]);
+        assert_same(lab, &[&search], &records);
+        let trial = &search.trials[0];
+        assert_eq!(trial.records.values().copied().collect::<Vec<u64>>(), [31, 0, 20, 9]);
+    }
+}
+
+#[test]
+fn other_trials_parallelism_and_caches_change_no_weight() {
+    let mut lab = Lab::new("beside", 3);
+    let records = dealt(points(50), 3);
+    lab.fill(&records);
+    let mut searches = Vec::new();
+    for (parallel, cache, together) in [(1, usize::MAX, 1), (4, usize::MAX, 2), (2, 0, 1), (2, 1000, 1)] {
+        lab.settings.train.parallel = std::num::NonZeroUsize::new(parallel);
+        lab.settings.train.validation_cache_bytes = cache;
+        let started: Vec<Started> = (0..together).map(|_| lab.start(SEARCH)).collect();
+        lab.train(&started.iter().collect::<Vec<_>>());
+        searches.extend(started);
+    }
+    let searches: Vec<&Started> = searches.iter().collect();
+    assert_same(&lab, &searches, &records);
+    let output = lab.output();
+    let values: Vec<_> = searches.iter().map(|search| output.values(&search.trials[0].trial)).collect();
+    assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "{values:#?}");
+}
+
+#[test]
+fn texts_embedded_again_in_other_batches_give_the_same_weights() {
+    let texts = sentences(60);
+    let weights = [(1024, 1, 512), (7, 2, 64)].map(|(chunk, sessions, tokens)| {
+        let mut settings = settings("again");
+        settings.embed.chunk_texts = chunk.try_into().unwrap();
+        settings.embed.sessions = std::num::NonZeroUsize::new(sessions);
+        settings.embed.max_batch_tokens = tokens.try_into().unwrap();
+        embed(&settings, &texts);
+        let lab = Lab { settings, folder: tempfile::tempdir().unwrap() };
+        let search = lab.start(SEARCH);
+        lab.train(&[&search]);
+        let output = lab.output();
+        [0, 1].map(|number| output.weights(&search.trials[number].trial))
+    });
+    assert_eq!(weights[0], weights[1]);
+}
