@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -69,7 +69,7 @@ pub struct Out {
     pub partition: Option<i32>,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 impl Out {
@@ -78,7 +78,7 @@ impl Out {
     }
 
     pub fn labelled(key: &str, text: &str, label: &str) -> Self {
-        Self { headers: vec![("label".into(), label.into())], ..Self::text(key, text) }
+        Self { headers: vec![("label".into(), Some(label.into()))], ..Self::text(key, text) }
     }
 
     pub fn to(mut self, partition: i32) -> Self {
@@ -100,12 +100,9 @@ pub fn produce(settings: &Settings, topic: &str, records: &[Out]) {
         outgoing.key = record.key.as_deref();
         outgoing.payload = record.value.as_deref();
         outgoing.partition = record.partition;
-        outgoing.headers = Some(
-            record
-                .headers
-                .iter()
-                .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) })),
-        );
+        outgoing.headers = Some(record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: value.as_deref() })
+        }));
         while let Err((error, refused)) = producer.send(outgoing) {
             assert!(
                 matches!(error, KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull)),
@@ -125,7 +122,7 @@ pub struct In {
     pub offset: i64,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    pub headers: BTreeMap<String, Option<Vec<u8>>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 impl In {
@@ -133,8 +130,10 @@ impl In {
         String::from_utf8(self.key.clone().unwrap_or_default()).unwrap()
     }
 
+    /// The last header of this name, as Kafka's own readers take it.
     pub fn header(&self, name: &str) -> Option<String> {
-        Some(String::from_utf8(self.headers.get(name)?.clone()?).unwrap())
+        let (_, value) = self.headers.iter().rev().find(|(key, _)| key == name)?;
+        Some(String::from_utf8(value.clone()?).unwrap())
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -176,7 +175,7 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
                 offset: message.offset(),
                 key: message.key().map(<[u8]>::to_vec),
                 value: message.payload().map(<[u8]>::to_vec),
-                headers: message.headers().map_or_else(BTreeMap::new, |headers| {
+                headers: message.headers().map_or_else(Vec::new, |headers| {
                     headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
                 }),
             }),
@@ -246,13 +245,40 @@ pub fn embed(settings: &Settings, records: &[Out]) {
 /// The program as a process of its own, ended when dropped.
 pub struct Process {
     pub child: Child,
+    /// Lines of standard error so far, and a condition for the next one.
+    log: Arc<(Mutex<Log>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Log {
+    lines: Vec<String>,
+    ended: bool,
 }
 
 impl Process {
     /// Starts `sweepstream` with the settings as environment.
     pub fn start(settings: &Settings, arguments: &[&str]) -> Self {
-        let child = command(settings, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Self { child }
+        Self::spawn(command(settings, arguments))
+    }
+
+    /// Starts a prepared command.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log: Arc<(Mutex<Log>, Condvar)> = Arc::default();
+        let (stderr, written) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        // A pipe that nobody reads would stop the process.
+        let _ = std::thread::Builder::new()
+            .name("stderr".into())
+            .spawn(move || {
+                for line in BufReader::new(stderr).lines() {
+                    written.0.lock().unwrap().lines.push(line.unwrap());
+                    written.1.notify_all();
+                }
+                written.0.lock().unwrap().ended = true;
+                written.1.notify_all();
+            })
+            .unwrap();
+        Self { child, log }
     }
 
     /// Sends a signal by its name, e.g. `TERM`.
@@ -274,19 +300,32 @@ impl Process {
         }
     }
 
-    /// Reads standard error until a line contains this text.
+    /// Waits until a line of standard error contains this text.
     #[track_caller]
-    pub fn await_line(&mut self, text: &str) -> String {
-        let stderr = self.child.stderr.as_mut().unwrap();
-        let mut seen = Vec::new();
-        for line in BufReader::new(stderr).lines() {
-            let line = line.unwrap();
-            if line.contains(text) {
-                return line;
+    pub fn await_line(&self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut log = self.log.0.lock().unwrap();
+        loop {
+            if let Some(line) = log.lines.iter().find(|line| line.contains(text)) {
+                return line.clone();
             }
-            seen.push(line);
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!log.ended && !left.is_zero(), "the process never wrote `{text}`:\n{}", log.lines.join("\n"));
+            log = self.log.1.wait_timeout(log, left).unwrap().0;
         }
-        panic!("the process never wrote `{text}`:\n{}", seen.join("\n"));
+    }
+
+    /// All of standard error, once the process has ended.
+    pub fn stderr(&self) -> String {
+        let log = self.log.0.lock().unwrap();
+        self.log.1.wait_while(log, |log| !log.ended).unwrap().lines.join("\n")
+    }
+
+    /// Where its HTTP endpoint is.
+    #[track_caller]
+    pub fn http_address(&self) -> String {
+        let line = self.await_line("metrics, health and API are served");
+        line.split("address=").nth(1).unwrap().trim().to_owned()
     }
 }
 
@@ -307,21 +346,20 @@ pub struct Finished {
 
 /// Runs `sweepstream` to its end.
 pub fn sweepstream(settings: &Settings, arguments: &[&str]) -> Finished {
-    let mut process = Process::start(settings, arguments);
-    let mut stdout = process.child.stdout.take().unwrap();
-    let mut stderr = process.child.stderr.take().unwrap();
-    let errors = std::thread::spawn(move || {
-        let mut text = String::new();
-        let _ = stderr.read_to_string(&mut text).unwrap();
-        text
-    });
-    let mut text = String::new();
-    let _ = stdout.read_to_string(&mut text).unwrap();
-    let status = process.wait();
-    Finished { code: status.code().unwrap_or(-1), stdout: text, stderr: errors.join().unwrap() }
+    finish(command(settings, arguments))
 }
 
-fn command(settings: &Settings, arguments: &[&str]) -> Command {
+/// Runs a prepared command to its end.
+pub fn finish(command: Command) -> Finished {
+    let mut process = Process::spawn(command);
+    let mut stdout = String::new();
+    let _ = process.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    let status = process.wait();
+    Finished { code: status.code().unwrap_or(-1), stdout, stderr: process.stderr() }
+}
+
+/// `sweepstream` with the settings as environment.
+pub fn command(settings: &Settings, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sweepstream"));
     let _ = command
         .args(arguments)
