@@ -1,6 +1,11 @@
 //! Tests against a real Kafka, started once and shared. Texts are embedded with the real model.
 
+mod dead_letters;
 mod embed;
+mod offsets;
+mod processes;
+mod start;
 #[allow(clippy::disallowed_methods)] // a reader and a writer that share no code with the program
 mod support;
+mod topics;
 mod train;

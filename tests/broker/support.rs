@@ -1,12 +1,17 @@
 //! What every broker test uses: one real Kafka for all, names of its own for each, and a reader that shares no code
 //! with the program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use futures::executor::block_on;
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
@@ -242,6 +247,30 @@ pub fn embed(settings: &Settings, records: &[Out]) {
     });
 }
 
+/// Runs the embed stage in this process until it has given this many verdicts.
+pub fn embed_more(settings: &Settings, verdicts: usize) {
+    run(settings, &[Stage::Embed], |topology| {
+        let (embedded, dead) = topology.status.verdicts();
+        embedded + dead >= verdicts as u64
+    });
+}
+
+/// Checks promise 1: each text has exactly one verdict, and each topic keeps the order of its texts.
+#[track_caller]
+pub fn assert_one_verdict_each(settings: &Settings) {
+    let texts = read(settings, &settings.topics.texts);
+    let features = read(settings, &settings.topics.features);
+    let dead = read(settings, &settings.topics.dead_letters);
+    let source = |text: &In| format!("{}/{}/{}", settings.topics.texts, text.partition, text.offset);
+    let is_dead: BTreeSet<String> = dead.iter().map(|letter| letter.header("source").unwrap()).collect();
+    let (expected_dead, expected): (Vec<&In>, Vec<&In>) = texts.iter().partition(|text| is_dead.contains(&source(text)));
+    // Reading sorts by partition and offset, so equal lists mean equal order.
+    let seen = |records: &[In]| records.iter().map(|r| (r.partition, r.header("source").unwrap())).collect::<Vec<_>>();
+    let wanted = |texts: &[&In]| texts.iter().map(|text| (text.partition, source(text))).collect::<Vec<_>>();
+    assert_eq!(seen(&features), wanted(&expected));
+    assert_eq!(seen(&dead), wanted(&expected_dead));
+}
+
 /// The program as a process of its own, ended when dropped.
 pub struct Process {
     pub child: Child,
@@ -385,4 +414,179 @@ pub fn sentences(count: usize) -> Vec<Out> {
             Out::labelled(&format!("k{i}"), &format!("The {} number {i}.", text.join(" ")), label)
         })
         .collect()
+}
+
+/// A matrix as any reader of safetensors sees it.
+#[derive(Debug)]
+pub struct Matrix {
+    pub dtype: safetensors::Dtype,
+    pub rows: Vec<Vec<f32>>,
+}
+
+impl In {
+    /// The value as a matrix.
+    pub fn matrix(&self) -> Matrix {
+        let tensors = safetensors::SafeTensors::deserialize(self.value.as_deref().unwrap()).unwrap();
+        let tensor = tensors.tensor("rows").unwrap();
+        let &[rows, dim] = tensor.shape() else { panic!("shape {:?}", tensor.shape()) };
+        let numbers: Vec<f32> = match tensor.dtype() {
+            safetensors::Dtype::F16 => tensor
+                .data()
+                .chunks_exact(2)
+                .map(|bytes| half::f16::from_le_bytes(bytes.try_into().unwrap()).to_f32())
+                .collect(),
+            safetensors::Dtype::F32 => {
+                tensor.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+            }
+            other => panic!("{other:?}"),
+        };
+        let rows_of = numbers.chunks_exact(dim).map(<[f32]>::to_vec).collect::<Vec<_>>();
+        assert_eq!(rows_of.len(), rows);
+        Matrix { dtype: tensor.dtype(), rows: rows_of }
+    }
+}
+
+/// Status code and body of a GET request.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    use std::io::Write;
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).unwrap();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+/// What an operator does to topics and groups.
+pub struct Operator {
+    client: AdminClient<DefaultClientContext>,
+    settings: Settings,
+}
+
+impl Operator {
+    pub fn new(settings: &Settings) -> Self {
+        let client =
+            ClientConfig::new().set("bootstrap.servers", &settings.kafka.bootstrap_servers).create().unwrap();
+        Self { client, settings: settings.clone() }
+    }
+
+    /// Creates a topic and waits until it can be used.
+    pub fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
+        for (key, value) in config {
+            topic = topic.set(key, value);
+        }
+        let results = block_on(self.client.create_topics([&topic], &AdminOptions::new())).unwrap();
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        let client = self.client.inner();
+        eventually("the topic is known", || {
+            let metadata = client.fetch_metadata(Some(name), PATIENCE).unwrap();
+            metadata.topics()[0].partitions().len() == partitions as usize
+        });
+    }
+
+    /// The configuration of a topic.
+    pub fn config(&self, topic: &str) -> BTreeMap<String, String> {
+        let described = block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
+        let entries = described.unwrap().remove(0).unwrap().entries;
+        entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
+    }
+
+    /// Sets one key of a topic and keeps all others that were set.
+    pub fn alter(&self, topic: &str, key: &str, value: &str) {
+        let described = block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
+        let entries = described.unwrap().remove(0).unwrap().entries;
+        let mut wanted: BTreeMap<String, String> = entries
+            .into_iter()
+            .filter(|entry| entry.source == ConfigSource::DynamicTopic)
+            .filter_map(|entry| Some((entry.name, entry.value?)))
+            .collect();
+        let _ = wanted.insert(key.to_owned(), value.to_owned());
+        let mut altered = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        for (key, value) in &wanted {
+            altered = altered.set(key, value);
+        }
+        let results = block_on(self.client.alter_configs([&altered], &AdminOptions::new())).unwrap();
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        eventually("the configuration is known", || self.config(topic).get(key).is_some_and(|now| now == value));
+    }
+
+    /// Deletes the records of a partition below an offset.
+    pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
+        let deleted = block_on(self.client.delete_records(&list, &AdminOptions::new())).unwrap();
+        deleted.find_partition(topic, partition).unwrap().error().unwrap();
+    }
+
+    /// Forgets a group's offsets, as Kafka does by itself after a week.
+    pub fn delete_group(&self, group: &str) {
+        eventually("the group is deleted", || {
+            let results = block_on(self.client.delete_groups(&[group], &AdminOptions::new())).unwrap();
+            results.iter().all(Result::is_ok)
+        });
+    }
+
+    /// Sets the position of a group that has no members.
+    pub fn commit(&self, group: &str, topic: &str, partition: i32, offset: i64) {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.settings.kafka.bootstrap_servers)
+            .set("group.id", group)
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        consumer.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
+    }
+}
+
+/// A transactional producer that is not the program's.
+pub struct Transactions {
+    producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext>,
+}
+
+impl Transactions {
+    pub fn new(settings: &Settings) -> Self {
+        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
+            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
+            .set("transactional.id", format!("{}.other", settings.application_id))
+            .create()
+            .unwrap();
+        producer.init_transactions(PATIENCE).unwrap();
+        producer.begin_transaction().unwrap();
+        Self { producer }
+    }
+
+    /// Sends texts to a partition of a topic.
+    pub fn send(&self, topic: &str, partition: i32, texts: &[&str]) {
+        for text in texts {
+            let record: BaseRecord<'_, str, str> = BaseRecord::to(topic).partition(partition).payload(*text);
+            self.producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        self.producer.flush(PATIENCE).unwrap();
+    }
+
+    /// Adds a group's position to the open transaction.
+    pub fn send_offset(&self, settings: &Settings, group: &str, topic: &str, partition: i32, offset: i64) {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
+            .set("group.id", group)
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        self.producer.send_offsets_to_transaction(&list, &consumer.group_metadata().unwrap(), PATIENCE).unwrap();
+    }
+
+    /// Ends the transaction and opens the next.
+    pub fn commit(&self) {
+        self.producer.commit_transaction(PATIENCE).unwrap();
+        self.producer.begin_transaction().unwrap();
+    }
+
+    /// Takes the transaction back and opens the next.
+    pub fn abort(&self) {
+        self.producer.abort_transaction(PATIENCE).unwrap();
+        self.producer.begin_transaction().unwrap();
+    }
 }
