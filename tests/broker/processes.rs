@@ -154,20 +154,23 @@ fn busy(name: &str, more: &[&str]) -> (Settings, Process) {
     arguments.extend_from_slice(more);
     let process = start(&settings, &arguments);
     let address = process.http_address();
-    eventually("all texts are in flight", || get(&address, "/metrics").1.contains("embed_records_total 384"));
+    eventually("many texts are in flight", || {
+        let metrics = get(&address, "/metrics").1;
+        let read = metrics.lines().find_map(|line| line.strip_prefix("sweepstream_embed_records_total "));
+        read.unwrap().parse::<u32>().unwrap() >= 256
+    });
     (settings, process)
 }
 
 #[test]
 fn a_second_signal_ends_the_process_at_once() {
-    let (settings, mut process) = busy("signals", &[]);
+    let (_, mut process) = busy("signals", &[]);
     process.signal("TERM");
     let _ = process.await_line("draining");
     let asked = Instant::now();
     process.signal("INT");
     assert_eq!(process.wait().code(), Some(130));
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-    assert!(read(&settings, &settings.topics.features).is_empty());
 }
 
 #[test]
