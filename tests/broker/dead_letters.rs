@@ -237,7 +237,8 @@ fn limits_lowered_while_the_stage_runs_are_kept_to() {
     });
     assert_one_verdict_each(&settings);
     let dead = read(&settings, &settings.topics.dead_letters);
-    let of = |letter: &In| (letter.key(), letter.value.clone().unwrap().len(), letter.header("__streams.errors.exception"));
+    let of =
+        |letter: &In| (letter.key(), letter.value.clone().unwrap().len(), letter.header("__streams.errors.exception"));
     assert_eq!(of(&dead[0]), ("long".into(), 72, Some("matrix_too_large".into())));
     assert_eq!(of(&dead[1]), ("dead".into(), 0, Some("invalid_utf8".into())));
 }

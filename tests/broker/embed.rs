@@ -82,7 +82,8 @@ struct Reference {
 fn reference() -> &'static Reference {
     static REFERENCE: OnceLock<Reference> = OnceLock::new();
     REFERENCE.get_or_init(|| {
-        let settings = settings("reference");
+        let mut settings = settings("reference");
+        settings.embed.sessions = None; // as many as there are by default
         create_topics(&settings);
         let odd = unusual();
         let mut records: Vec<Out> = odd.iter().map(|(key, text)| Out::text(key, text).to(0)).collect();
@@ -189,7 +190,6 @@ fn the_same_text_has_the_same_bytes_whatever_shares_its_batch() {
 fn the_same_texts_have_the_same_bytes_under_other_sessions_threads_chunks_and_batches() {
     let reference = reference();
     let few_at_a_time = |settings: &mut Settings| {
-        settings.embed.sessions = Some(count(1));
         settings.embed.threads = Some(count(2));
         settings.embed.chunk_texts = count(3);
         settings.embed.max_batch_tokens = count(256);
@@ -214,7 +214,6 @@ fn a_word_row_is_the_mean_of_its_token_rows_and_f16_rounds_f32() {
         again(&reference.settings, "f32", |settings| {
             settings.embed.rows = rows;
             settings.embed.dtype = MatrixDtype::F32;
-            settings.embed.sessions = Some(count(1));
         })
     };
     let (by_word, by_token) = (f32_rows(Rows::Word), f32_rows(Rows::Token));
@@ -242,7 +241,6 @@ fn max_length_keeps_the_pieces_that_fit_even_of_a_single_word() {
         let features = again(&reference.settings, "length", |settings| {
             settings.embed.max_length = count(max_length);
             settings.embed.rows = Rows::Token;
-            settings.embed.sessions = Some(count(1));
         });
         for (input, feature) in reference.texts.iter().zip(&features) {
             let expected: usize = words(text(input), max_length).iter().map(Vec::len).sum();
@@ -315,7 +313,6 @@ fn lag_is_reported_for_each_partition_and_ends_at_zero() {
 fn json_gives_text_label_and_a_key_for_records_without_one() {
     let mut settings = settings("json");
     settings.input.format = InputFormat::Json;
-    settings.embed.sessions = Some(count(1));
     let json = |value: &str| Out { value: Some(value.into()), ..Out::default() }.to(0);
     let with_header = |mut out: Out| {
         out.headers.push(("label".into(), Some(b"header".to_vec())));
@@ -386,9 +383,8 @@ fn texts_of_aborted_transactions_leave_no_trace() {
 fn source_order_holds_under_load_with_mixed_lengths() {
     let mut settings = settings("order");
     settings.embed.chunk_texts = count(37);
-    let texts: Vec<Out> = (0..300)
-        .map(|i| Out::text(&format!("k{}", i % 9), &"waves and anchors ".repeat(1 + i * 31 % 17)))
-        .collect();
+    let texts: Vec<Out> =
+        (0..300).map(|i| Out::text(&format!("k{}", i % 9), &"waves and anchors ".repeat(1 + i * 31 % 17))).collect();
     embed(&settings, &texts);
     assert_one_verdict_each(&settings);
     assert_eq!(read(&settings, &settings.topics.features).len(), 300);

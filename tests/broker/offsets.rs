@@ -9,7 +9,7 @@ use crate::support::{
     sentences, settings, sweepstream, Operator, Out, Transactions,
 };
 
-const EMBED: [&str; 3] = ["run", "--stage", "embed"];
+const EMBED: [&str; 4] = ["run", "--stage=embed", "-s", "embed.sessions=1"];
 
 /// Sentences, and bad records as the last ones of partition 0.
 fn mixed(good: usize, bad: usize) -> Vec<Out> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sweepstream::config::Settings;
 
 use crate::support::{
-    assert_one_verdict_each, committed, create_topics, eventually, get, produce, read, settings, Out, Process,
+    assert_one_verdict_each, committed, create_topics, eventually, get, produce, read, settings, Out, Process, Progress,
 };
 
 /// A drain takes at most this long.
@@ -26,14 +26,6 @@ fn texts(count: usize) -> Vec<Out> {
     (0..count)
         .map(|i| Out::text(&format!("k{i}"), &"the sailor saw the lighthouse ".repeat(1 + i % 12)).to(i as i32 % 4))
         .collect()
-}
-
-fn done(settings: &Settings) -> i64 {
-    committed(settings, &settings.embed_group(), &settings.topics.texts).values().sum()
-}
-
-fn await_done(settings: &Settings, count: i64) {
-    eventually("texts are embedded", || done(settings) >= count);
 }
 
 /// Sends SIGTERM and checks that the process ends in order and in time.
@@ -67,12 +59,13 @@ fn a_process_stopped_in_mid_stream_leaves_the_rest_to_its_successor() {
     let settings = settings("term");
     create_topics(&settings);
     produce(&settings, &settings.topics.texts, &texts(300));
+    let progress = Progress::of(&settings);
     let first = start(&settings, &[]);
-    await_done(&settings, 30);
+    progress.await_done(30);
     stop(first);
-    assert!(done(&settings) < 300, "it was not stopped in mid-stream");
+    assert!(progress.done() < 300, "it was not stopped in mid-stream");
     let second = start(&settings, &[]);
-    await_done(&settings, 300);
+    progress.await_done(300);
     stop(second);
     assert_one_verdict_each(&settings);
 }
@@ -82,15 +75,16 @@ fn a_process_killed_in_mid_stream_leaves_the_rest_to_its_successor() {
     let settings = settings("kill");
     create_topics(&settings);
     produce(&settings, &settings.topics.texts, &texts(300));
+    let progress = Progress::of(&settings);
     let first = start(&settings, &[]);
-    await_done(&settings, 30);
+    progress.await_done(30);
     let _ = kill(first);
-    let (killed, before) = (Instant::now(), done(&settings));
+    let (killed, before) = (Instant::now(), progress.done());
     assert!(before < 300, "it was not killed in mid-stream");
     let second = start(&settings, &[]);
-    await_done(&settings, before + 1);
+    progress.await_done(before + 1);
     assert!(killed.elapsed() < TAKEOVER_MAX, "{:?}", killed.elapsed());
-    await_done(&settings, 300);
+    progress.await_done(300);
     stop(second);
     assert_one_verdict_each(&settings);
 }
@@ -98,10 +92,11 @@ fn a_process_killed_in_mid_stream_leaves_the_rest_to_its_successor() {
 fn one_of_two_leaves(name: &str, more: &[&str]) {
     let settings = settings(name);
     let [first, second] = two_processes(&settings, more);
+    let progress = Progress::of(&settings);
     produce(&settings, &settings.topics.texts, &texts(300));
-    await_done(&settings, 30);
+    progress.await_done(30);
     stop(first);
-    await_done(&settings, 300);
+    progress.await_done(300);
     stop(second);
     assert_one_verdict_each(&settings);
 }
@@ -109,16 +104,14 @@ fn one_of_two_leaves(name: &str, more: &[&str]) {
 fn one_of_two_is_killed(name: &str, more: &[&str]) {
     let settings = settings(name);
     let [first, second] = two_processes(&settings, more);
+    let progress = Progress::of(&settings);
     produce(&settings, &settings.topics.texts, &texts(300));
-    await_done(&settings, 30);
+    progress.await_done(30);
     let _ = kill(first);
     let killed = Instant::now();
     // Each partition flows again, those of the dead process too.
     produce(&settings, &settings.topics.texts, &texts(4));
-    eventually("all partitions flow", || {
-        let done = committed(&settings, &settings.embed_group(), &settings.topics.texts);
-        (0..4).all(|partition| done.get(&partition).is_some_and(|&offset| offset == 76))
-    });
+    eventually("all partitions flow", || progress.offsets() == [76; 4]);
     assert!(killed.elapsed() < TAKEOVER_MAX, "{:?}", killed.elapsed());
     stop(second);
     assert_one_verdict_each(&settings);
@@ -179,6 +172,7 @@ fn a_drain_that_takes_too_long_gives_its_texts_up_unharmed() {
     let asked = Instant::now();
     stop(process);
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
-    let features = read(&settings, &settings.topics.features).len() as i64;
-    assert_eq!(features, done(&settings));
+    let committed = committed(&settings, &settings.embed_group(), &settings.topics.texts);
+    let features = read(&settings, &settings.topics.features);
+    assert_eq!(features.len() as i64, committed.values().sum::<i64>());
 }

@@ -60,6 +60,8 @@ pub fn settings(name: &str) -> Settings {
     settings.topics.output = format!("{unique}-output");
     settings.application_id = unique;
     settings.http.address = Some("127.0.0.1:0".into());
+    // A second session takes half a second to load and gains nothing with so few texts.
+    settings.embed.sessions = std::num::NonZeroUsize::new(1);
     settings
 }
 
@@ -218,6 +220,46 @@ pub fn committed(settings: &Settings, group: &str, topic: &str) -> BTreeMap<i32,
         .collect()
 }
 
+/// Watches the position of the embed group without waiting for open transactions.
+pub struct Progress {
+    consumer: BaseConsumer,
+    partitions: TopicPartitionList,
+}
+
+impl Progress {
+    pub fn of(settings: &Settings) -> Self {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
+            .set("group.id", settings.embed_group())
+            .set("isolation.level", "read_uncommitted")
+            .create()
+            .unwrap();
+        let texts = &settings.topics.texts;
+        let metadata = consumer.fetch_metadata(Some(texts), PATIENCE).unwrap();
+        let mut partitions = TopicPartitionList::new();
+        for partition in metadata.topics()[0].partitions() {
+            let _ = partitions.add_partition(texts, partition.id());
+        }
+        Self { consumer, partitions }
+    }
+
+    /// Offset committed of each partition, 0 where there is none.
+    pub fn offsets(&self) -> Vec<i64> {
+        let committed = self.consumer.committed_offsets(self.partitions.clone(), PATIENCE).unwrap();
+        let offset = |offset: Offset| offset.to_raw().filter(|&raw| raw >= 0).unwrap_or(0);
+        committed.elements().iter().map(|element| offset(element.offset())).collect()
+    }
+
+    pub fn done(&self) -> i64 {
+        self.offsets().iter().sum()
+    }
+
+    /// Waits until this many texts have their verdicts.
+    pub fn await_done(&self, count: i64) {
+        eventually("texts are embedded", || self.done() >= count);
+    }
+}
+
 /// Waits for a condition.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -273,7 +315,8 @@ pub fn assert_one_verdict_each(settings: &Settings) {
     let [texts, features, dead] = read_verdicts(settings);
     let source = |text: &In| format!("{}/{}/{}", settings.topics.texts, text.partition, text.offset);
     let is_dead: BTreeSet<String> = dead.iter().map(|letter| letter.header("source").unwrap()).collect();
-    let (expected_dead, expected): (Vec<&In>, Vec<&In>) = texts.iter().partition(|text| is_dead.contains(&source(text)));
+    let (expected_dead, expected): (Vec<&In>, Vec<&In>) =
+        texts.iter().partition(|text| is_dead.contains(&source(text)));
     // Reading sorts by partition and offset, so equal lists mean equal order.
     let seen = |records: &[In]| records.iter().map(|r| (r.partition, r.header("source").unwrap())).collect::<Vec<_>>();
     let wanted = |texts: &[&In]| texts.iter().map(|text| (text.partition, source(text))).collect::<Vec<_>>();
@@ -475,8 +518,7 @@ pub struct Operator {
 
 impl Operator {
     pub fn new(settings: &Settings) -> Self {
-        let client =
-            ClientConfig::new().set("bootstrap.servers", &settings.kafka.bootstrap_servers).create().unwrap();
+        let client = ClientConfig::new().set("bootstrap.servers", &settings.kafka.bootstrap_servers).create().unwrap();
         Self { client, settings: settings.clone() }
     }
 
@@ -497,14 +539,16 @@ impl Operator {
 
     /// The configuration of a topic.
     pub fn config(&self, topic: &str) -> BTreeMap<String, String> {
-        let described = block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
+        let described =
+            block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
         let entries = described.unwrap().remove(0).unwrap().entries;
         entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
     }
 
     /// Sets one key of a topic and keeps all others that were set.
     pub fn alter(&self, topic: &str, key: &str, value: &str) {
-        let described = block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
+        let described =
+            block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
         let entries = described.unwrap().remove(0).unwrap().entries;
         let mut wanted: BTreeMap<String, String> = entries
             .into_iter()
