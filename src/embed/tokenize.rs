@@ -103,8 +103,8 @@ mod tests {
 
     #[test]
     fn a_word_that_is_cut_keeps_the_pieces_left() {
-        let found = of(Rows::Word, 4, "lighthouses sea");
-        assert_eq!(found, Tokenized { tokens: 4, rows: vec![1..3], truncated: true });
+        let found = of(Rows::Word, 5, "sea lighthouses");
+        assert_eq!(found, Tokenized { tokens: 5, rows: vec![1..2, 2..4], truncated: true });
         assert!(!of(Rows::Word, 5, "lighthouses").truncated);
     }
 

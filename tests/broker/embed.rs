@@ -90,7 +90,7 @@ fn reference() -> &'static Reference {
         records.extend(sentences(40));
         // The same texts at other places, among other texts.
         records.extend(sentences(40).into_iter().rev().map(|record| Out { key: None, ..record }.to(3)));
-        records.push(Out::text("golden", &golden()["text"].as_str().unwrap().to_owned()));
+        records.push(Out::text("golden", golden()["text"].as_str().unwrap()));
         produce(&settings, &settings.topics.texts, &records);
         let mut metrics = String::new();
         run(&settings, &[Stage::Embed], |topology| {
