@@ -95,7 +95,7 @@ fn compare(rounds: usize) {
 
 /// From the first record polled to the last commit.
 fn stage(texts: &[String], servers: &str) -> f64 {
-    let mut settings = Settings::load(None, Default::default()).unwrap();
+    let mut settings = Settings::load(None, &[]).unwrap();
     let unique = format!("b{}", std::process::id());
     settings.kafka.bootstrap_servers = servers.to_owned();
     settings.application_id.clone_from(&unique);
@@ -128,7 +128,7 @@ fn stage(texts: &[String], servers: &str) -> f64 {
 
 /// Sorted by length, the stage's sessions and threads, fastembed alone.
 fn raw(texts: &[String], batch_texts: usize) -> f64 {
-    let settings = Settings::load(None, Default::default()).unwrap();
+    let settings = Settings::load(None, &[]).unwrap();
     let parts = Parts::locate();
     let (sessions, threads) = settings.embed.sessions_and_threads();
     let folder = parts.model(&settings).unwrap().folder;

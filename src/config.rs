@@ -374,7 +374,7 @@ impl Settings {
     ///
     /// # Errors
     /// Names the first key that is unknown, has a wrong value, or does not fit another.
-    pub fn load(file: Option<&Path>, flags: Dict) -> Result<Self, Error> {
+    pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Self, Error> {
         Self::layered(file, std::env::vars(), flags)
     }
 
@@ -382,7 +382,7 @@ impl Settings {
     pub fn layered(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
-        flags: Dict,
+        flags: &[(String, String)],
     ) -> Result<Self, Error> {
         let mut figment = Figment::from(Serialized::defaults(Settings::default()));
         if let Some(path) = file {
@@ -399,7 +399,7 @@ impl Settings {
         }
         let dict = environment_dict(environment)?;
         figment = figment.merge(Named { name: "the environment".into(), dict });
-        figment = figment.merge(Named { name: "`--set`".into(), dict: flags });
+        figment = figment.merge(Named { name: "`--set`".into(), dict: flag_dict(flags) });
         let mut settings: Settings = figment.extract().map_err(|error| from_figment(error, "the settings"))?;
         settings.read_property_files()?;
         settings.check()?;
@@ -610,14 +610,43 @@ fn environment_dict(environment: impl IntoIterator<Item = (String, String)>) -> 
                     });
                 }
             }
-            // Secrets must arrive as they are: "007" stays "007".
             ["kafka", "properties", property] => {
-                insert(&mut dict, &["kafka", "properties", &property.replace('_', ".")], Value::from(value));
+                let path = ["kafka", "properties", &property.replace('_', ".")];
+                insert(&mut dict, &path, typed(&path, &value));
             }
-            _ => insert(&mut dict, &path, value.parse().unwrap_or_else(|never| match never {})),
+            _ => insert(&mut dict, &path, typed(&path, &value)),
         }
     }
     Ok(dict)
+}
+
+/// `section.key` → text, as a dictionary.
+fn flag_dict(flags: &[(String, String)]) -> Dict {
+    let mut dict = Dict::new();
+    for (key, value) in flags {
+        // A librdkafka property has dots of its own.
+        let path: Vec<&str> = key.splitn(3, '.').collect();
+        insert(&mut dict, &path, typed(&path, value));
+    }
+    dict
+}
+
+/// Settings that are text, and absent by default.
+const OPTIONAL_TEXT: [[&str; 2]; 4] =
+    [["kafka", "group_instance_id"], ["topics", "dir"], ["embed", "model_dir"], ["http", "address"]];
+
+/// What a text from outside is as the value of a setting: text stays as it is ("007" is no 7), the rest is parsed.
+fn typed(path: &[&str], value: &str) -> Value {
+    let is_text = || {
+        let defaults = Value::serialize(Settings::default()).ok();
+        let default = defaults.and_then(|defaults| defaults.find(&path.join(".")));
+        default.is_some_and(|default| default.as_str().is_some())
+    };
+    if path.starts_with(&["kafka", "properties"]) || OPTIONAL_TEXT.iter().any(|text| text == path) || is_text() {
+        Value::from(value)
+    } else {
+        value.parse().unwrap_or_else(|never| match never {})
+    }
 }
 
 fn insert(dict: &mut Dict, path: &[&str], value: Value) {

@@ -128,6 +128,21 @@ impl<'a> Key<'a> {
         Some(key)
     }
 
+    /// What its record is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Measurement { .. } => Kind::Measurement,
+            Self::Outcome { .. } => Kind::Outcome,
+            Self::Chunk { .. } => Kind::CheckpointChunk,
+            Self::Manifest { .. } => Kind::CheckpointManifest,
+        }
+    }
+
+    /// Does it belong to the weights that the trial was given?
+    pub fn is_initial(&self) -> bool {
+        matches!(self, Self::Chunk { slot: Slot::Initial, .. } | Self::Manifest { slot: Slot::Initial, .. })
+    }
+
     /// The trial it belongs to.
     pub fn trial(&self) -> &'a str {
         match self {

@@ -40,9 +40,13 @@ impl StageStatus {
         self.assigned.store(assigned, Ordering::Release);
     }
 
-    /// Brokers answer; returns what it was before.
-    pub fn set_connected(&self, connected: bool) -> bool {
-        self.connected.swap(connected, Ordering::AcqRel)
+    /// Whether a broker is connected; a change is logged, once.
+    pub fn show_connected(&self, connected: bool, stage: &str) {
+        match (self.connected.swap(connected, Ordering::AcqRel), connected) {
+            (true, false) => tracing::warn!(stage, "kafka is away; waiting for it, nothing is lost"),
+            (false, true) => tracing::info!(stage, "kafka is back"),
+            (true, true) | (false, false) => {}
+        }
     }
 
     /// Not wanted, or at work.

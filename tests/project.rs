@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use figment::value::{Dict, Value};
 use sweepstream::config::{Error, Settings};
 use sweepstream::train::search::Search;
 
@@ -319,7 +318,7 @@ fn the_readmes_search_file_parses_and_spans_what_it_says() {
 
 fn layered(file: Option<&Path>, environment: &[(&str, &str)]) -> Result<Settings, Error> {
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    Settings::layered(file, environment, Dict::new())
+    Settings::layered(file, environment, &[])
 }
 
 /// Settings from the text of a file.
@@ -436,9 +435,8 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
         .unwrap();
     let environment = [("SWEEPSTREAM_TOPICS__TEXTS", "e"), ("SWEEPSTREAM_TOPICS__FEATURES", "ee")];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let topics = Dict::from([("texts".to_owned(), Value::from("flag"))]);
-    let flags = Dict::from([("topics".to_owned(), Value::from(topics))]);
-    let settings = Settings::layered(Some(&file), environment, flags).unwrap();
+    let flags = [("topics.texts".to_owned(), "flag".to_owned())];
+    let settings = Settings::layered(Some(&file), environment, &flags).unwrap();
     assert_eq!(settings.topics.texts, "flag");
     assert_eq!(settings.topics.features, "ee");
     assert_eq!(settings.topics.output, "fo");
@@ -744,4 +742,20 @@ fn topics_are_declared_for_every_name_in_the_settings() {
         let file = PathBuf::from(format!("topics/{}.toml", key.replace('_', "-")));
         assert!(declared.contains(&file), "{}", file.display());
     }
+}
+
+#[test]
+fn text_settings_stay_text_whatever_they_look_like() {
+    let environment = [
+        ("SWEEPSTREAM_TOPICS__TEXTS", "007"),
+        ("SWEEPSTREAM_KAFKA__GROUP_INSTANCE_ID", "0"),
+        ("SWEEPSTREAM_EMBED__MODEL_DIR", "1"),
+        ("SWEEPSTREAM_EMBED__SESSIONS", "1"),
+    ];
+    let settings = layered(None, &environment).unwrap();
+    assert_eq!(settings.topics.texts, "007");
+    assert_eq!(settings.kafka.group_instance_id.as_deref(), Some("0"));
+    assert_eq!(settings.embed.sessions.map(std::num::NonZeroUsize::get), Some(1));
+    let flags = [("application_id".to_owned(), "12".to_owned())];
+    assert_eq!(Settings::layered(None, [], &flags).unwrap().application_id, "12");
 }

@@ -40,6 +40,8 @@ pub fn run(environment: Environment, arguments: &Arguments) -> Result {
     let brown = parts.brown()?;
     let broker = LocalBroker::start(parts.kafka()?, &LocalBrokerOptions::default())?;
     settings.kafka.bootstrap_servers = broker.bootstrap_servers().to_owned();
+    // Whatever leads to the user's own cluster (TLS, SASL) does not fit this one.
+    settings.kafka.properties.clear();
     say(&format!("Kafka runs at {} (its log: {})", broker.bootstrap_servers(), broker.log().display()));
     let topology = Topology::start(&settings, &parts, &Stage::ALL)?;
     let worked = work(&settings, &topology, &brown, began);

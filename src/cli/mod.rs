@@ -17,7 +17,6 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use figment::value::{Dict, Value};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Settings;
@@ -183,8 +182,8 @@ pub fn main() -> Result {
             std::process::exit(code.into());
         }
     };
-    let settings = Settings::load(cli.global.config.as_deref(), flags(&cli.global.set)?)?;
-    start_logging(&settings);
+    let settings = Settings::load(cli.global.config.as_deref(), &flags(&cli.global.set)?)?;
+    start_logging(&settings)?;
     let environment = Environment { settings, parts: Parts::locate() };
     match cli.command {
         Command::Run(arguments) => run::run(environment, &arguments),
@@ -201,40 +200,27 @@ pub fn main() -> Result {
     }
 }
 
-/// `--set section.key=value` as settings.
-fn flags(set: &[String]) -> Result<Dict> {
-    let mut flags = Dict::new();
-    for flag in set {
-        let (key, value) = flag
-            .split_once('=')
-            .ok_or_else(|| Failure::usage(format!("`--set {flag}`: write it as section.key=value")))?;
-        // A librdkafka property has dots of its own, and its value must arrive as it is: "007" stays "007".
-        let path: Vec<&str> = key.splitn(3, '.').collect();
-        let value = match path.as_slice() {
-            ["kafka", "properties", _] => Value::from(value),
-            _ => value.parse().unwrap_or_else(|never| match never {}),
-        };
-        let nested = path.iter().rev().fold(value, |value, key| Value::from(Dict::from([((*key).to_owned(), value)])));
-        merge(&mut flags, nested);
-    }
-    Ok(flags)
-}
-
-fn merge(into: &mut Dict, value: Value) {
-    let Value::Dict(_, dict) = value else { return };
-    for (key, value) in dict {
-        match (into.get_mut(&key), value) {
-            (Some(Value::Dict(_, existing)), value @ Value::Dict(..)) => merge(existing, value),
-            (_, value) => drop(into.insert(key, value)),
-        }
-    }
+/// `--set section.key=value`, taken apart.
+fn flags(set: &[String]) -> Result<Vec<(String, String)>> {
+    set.iter()
+        .map(|flag| {
+            let (key, value) = flag
+                .split_once('=')
+                .ok_or_else(|| Failure::usage(format!("`--set {flag}`: write it as section.key=value")))?;
+            Ok((key.to_owned(), value.to_owned()))
+        })
+        .collect()
 }
 
 /// Log lines go to standard error: standard output belongs to results.
-fn start_logging(settings: &Settings) {
+fn start_logging(settings: &Settings) -> Result {
     // librdkafka repeats itself while brokers are away; what matters of it is logged by the stages.
     let directives = format!("rdkafka=off,librdkafka=off,{}", settings.log.level);
-    let filter = EnvFilter::try_new(&directives).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(&directives).map_err(|error| crate::config::Error::Invalid {
+        key: "log.level".into(),
+        place: "the settings".into(),
+        message: format!("`{}`: {error}; a level is one of error, warn, info, debug, trace, off", settings.log.level),
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| output::LogWriter)
@@ -242,6 +228,7 @@ fn start_logging(settings: &Settings) {
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     // A second subscriber can only exist in tests.
     drop(builder.try_init());
+    Ok(())
 }
 
 /// Waits until the cluster answers, for subcommands that speak to it.

@@ -45,11 +45,10 @@ pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
     stages.sort_unstable();
     stages.dedup();
     let runtime = runtime()?;
-    let signals = runtime.block_on(async { Signals::new() })?;
-    let topology = Topology::start(&environment.settings, &environment.parts, &stages)?;
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let topology = runtime.block_on(start(&environment, stages, &mut signals))?;
     runtime.block_on(async {
         let ended = topology.ended();
-        let mut signals = signals;
         tokio::select! {
             name = signals.next() => {
                 tracing::info!(signal = name, timeout = ?environment.settings.run.drain_timeout, "draining; a second signal ends at once");
@@ -65,6 +64,20 @@ pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
     let result = topology.stop();
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(result?)
+}
+
+/// Starts the stages. A signal that comes before they run ends the process at once: there is nothing to drain, and
+/// the cluster may be waited for at length.
+async fn start(environment: &Environment, stages: Vec<Stage>, signals: &mut Signals) -> Result<Topology> {
+    let (settings, parts) = (environment.settings.clone(), environment.parts.clone());
+    let starting = tokio::task::spawn_blocking(move || Topology::start(&settings, &parts, &stages));
+    tokio::select! {
+        started = starting => Ok(started??),
+        name = signals.next() => {
+            tracing::info!(signal = name, "ending before the stages have started");
+            std::process::exit(0);
+        }
+    }
 }
 
 /// A runtime for waiting only: stages have threads of their own.

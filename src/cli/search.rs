@@ -11,8 +11,7 @@ use super::output::{show, table, write_out, Progress};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
 use crate::kafka::topics::delete_groups;
-use crate::kafka::transaction::TransactionalProducer;
-use crate::output::{EndState, Key, Kind, Measurement, Objective};
+use crate::output::{EndState, Measurement, Objective};
 use crate::train::record::TrialRecord;
 use crate::train::search::summary;
 use crate::train::start::start;
@@ -345,23 +344,8 @@ fn delete(settings: &Settings, id: &str) -> Result {
         stored.iter().map(|stored| (stored.record.trial.clone(), stored.partition)).collect();
     let mut deleted = 0;
     for (trial, partition) in &places {
-        // Taking over its transactional id first: whoever runs it can publish nothing after this.
-        let mut producer = TransactionalProducer::new(settings, &settings.trial_group(trial), 1_048_588)?;
-        let one = BTreeMap::from([(trial.clone(), *partition)]);
-        let output = store::output(settings, &one, Want::Checkpoints)?.remove(trial).unwrap_or_default();
-        let mut transaction = producer.begin()?;
-        for key in output.keys(trial) {
-            let kind = match key {
-                Key::Measurement { .. } => Kind::Measurement,
-                Key::Outcome { .. } => Kind::Outcome,
-                Key::Chunk { .. } => Kind::CheckpointChunk,
-                Key::Manifest { .. } => Kind::CheckpointManifest,
-            };
-            Written::Output(key.to_string(), kind, None).send(settings, &mut transaction, *partition)?;
-            deleted += 1;
-        }
-        Written::Trial(trial.clone(), None).send(settings, &mut transaction, *partition)?;
-        transaction.commit()?;
+        let record = Written::Trial(trial.clone(), None);
+        deleted += trials::rewrite(settings, trial, *partition, |_| true, &record)?;
     }
     let groups: Vec<String> = places.keys().map(|trial| settings.trial_group(trial)).collect();
     delete_groups(settings, &groups)?;

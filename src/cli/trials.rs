@@ -8,9 +8,10 @@ use super::output::{show, table};
 use super::{connect, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
 use crate::kafka::transaction::TransactionalProducer;
+use crate::output::Key;
 use crate::train::record::TrialRecord;
 use crate::train::search::summary;
-use crate::train::store::{self, Stored, Written};
+use crate::train::store::{self, Stored, Want, Written};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -81,11 +82,7 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
             let stored = find(settings, &trial)?;
             let record =
                 TrialRecord { attempt: stored.record.attempt + 1, stop: false, outcome: None, ..stored.record };
-            // Taking over its transactional id first: whoever runs the old attempt can publish nothing after this.
-            let mut producer = TransactionalProducer::new(settings, &settings.trial_group(&trial), 1_048_588)?;
-            let mut transaction = producer.begin()?;
-            Written::trial(&record).send(settings, &mut transaction, stored.partition)?;
-            transaction.commit()?;
+            let _ = rewrite(settings, &trial, stored.partition, |key| !key.is_initial(), &Written::trial(&record))?;
             eprintln!("trial `{trial}` begins anew (attempt {})", record.attempt);
             Ok(())
         }
@@ -115,6 +112,30 @@ pub fn state(record: &TrialRecord) -> &'static str {
         None if record.stop => "stopping",
         None => "open",
     }
+}
+
+/// Deletes chosen records of a trial's output and replaces its own record, in one transaction; returns how many
+/// records of output went.
+///
+/// The trial's transactional id is taken over first: whoever runs it can publish nothing after this.
+pub fn rewrite(
+    settings: &Settings,
+    trial: &str,
+    partition: i32,
+    chosen: impl Fn(&Key<'_>) -> bool,
+    record: &Written<'_>,
+) -> Result<usize> {
+    let mut producer = TransactionalProducer::new(settings, &settings.trial_group(trial), &[])?;
+    let place = BTreeMap::from([(trial.to_owned(), partition)]);
+    let output = store::output(settings, &place, Want::Checkpoints)?.remove(trial).unwrap_or_default();
+    let keys: Vec<Key<'_>> = output.keys(trial).into_iter().filter(chosen).collect();
+    let mut transaction = producer.begin()?;
+    for key in &keys {
+        Written::Output(key.to_string(), key.kind(), None).send(settings, &mut transaction, partition)?;
+    }
+    record.send(settings, &mut transaction, partition)?;
+    transaction.commit()?;
+    Ok(keys.len())
 }
 
 /// A trial by its id.

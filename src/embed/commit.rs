@@ -12,6 +12,7 @@ use crossbeam_channel::Receiver;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
 
 use super::stage::{Context, Error, InFlight};
 use super::{recover, Chunk, Record};
@@ -64,17 +65,27 @@ impl<'c> Committer<'c> {
     }
 
     fn new_producer(&self) -> Result<TransactionalProducer, Error> {
-        let bytes_max = self.features_bytes_max.max(self.dead_letter_bytes_max);
-        Ok(TransactionalProducer::new(&self.context.settings, &self.transactional_id, bytes_max)?)
+        let limits_bytes = [self.features_bytes_max, self.dead_letter_bytes_max];
+        Ok(TransactionalProducer::new(&self.context.settings, &self.transactional_id, &limits_bytes)?)
     }
 
-    /// Commits chunk after chunk, in the order in which they were formed.
-    pub fn run(mut self, chunks: &Receiver<Chunk>, in_flight: &InFlight, wake: &Wake) -> Result<(), Error> {
+    /// Commits chunk after chunk, in the order in which they were formed, until the group is `left`.
+    pub fn run(
+        mut self,
+        chunks: &Receiver<Chunk>,
+        in_flight: &InFlight,
+        left: &CancellationToken,
+        wake: &Wake,
+    ) -> Result<(), Error> {
         while let Ok(chunk) = chunks.recv() {
             let mut matrices: Vec<Option<Vec<u8>>> = Vec::new();
             matrices.resize_with(chunk.records.len(), || None);
             for _ in 0..chunk.batches {
-                let result = chunk.results.recv().map_err(|_| Error::Thread("inference"))?;
+                let result = match chunk.results.recv() {
+                    Ok(result) => result,
+                    Err(_) if left.is_cancelled() => return Ok(()),
+                    Err(_) => return Err(Error::Thread("inference")),
+                };
                 for (index, matrix) in result.indices.into_iter().zip(result.matrices?) {
                     matrices[index as usize] = Some(matrix);
                 }

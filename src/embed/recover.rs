@@ -53,10 +53,6 @@ pub(super) fn positions(context: &Context, member: &Member, partitions: &[i32]) 
 
 /// A partition without a committed offset: new, or forgotten.
 fn forgotten(context: &Context, watermarks: &Watermarks, partition: i32, start: i64) -> Result<i64, Error> {
-    let features = watermarks.capture(&context.topics.features.name, partition)?;
-    if features.end == 0 || context.settings.embed.from_start {
-        return Ok(start);
-    }
     match last_source(context, watermarks, partition)? {
         Some(offset) => {
             tracing::warn!(
@@ -65,6 +61,8 @@ fn forgotten(context: &Context, watermarks: &Watermarks, partition: i32, start: 
             );
             Ok(offset + 1)
         }
+        None if context.settings.embed.from_start => Ok(start),
+        None if watermarks.capture(&context.topics.features.name, partition)?.end == 0 => Ok(start),
         None => Err(Error::Position(format!(
             "{}/{partition}: group `{}` has no committed offset, but {}/{partition} is not empty and its records name no source: embedding from the start could write everything twice; if that is wanted, start once with `--from-start`",
             context.topics.texts.name,
@@ -79,7 +77,8 @@ fn last_source(context: &Context, watermarks: &Watermarks, partition: i32) -> Re
     let texts = &context.topics.texts.name;
     let source = |message: &rdkafka::message::BorrowedMessage<'_>| {
         let headers = message.headers()?;
-        let value = headers.iter().find(|header| header.key == SOURCE_HEADER)?.value?;
+        // A dead letter keeps the headers of its input, which may have a `source` of its own; ours comes after it.
+        let value = headers.iter().filter(|header| header.key == SOURCE_HEADER).last()?.value?;
         parse_source(std::str::from_utf8(value).ok()?, texts, partition)
     };
     let feature = scan_back(&context.settings, watermarks, &context.topics.features.name, partition, source)?;

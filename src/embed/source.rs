@@ -18,6 +18,8 @@ use crate::kafka::consumer::{Member, Rebalance, Wake};
 
 /// Records taken from one partition before the next has its turn.
 const TURN_RECORDS: usize = 64;
+/// Bytes of input in a chunk, at most (one record may go beyond).
+const CHUNK_BYTES: usize = 16 * 1024 * 1024;
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
 /// How often lag is measured.
@@ -33,6 +35,7 @@ pub(super) struct Source<'c> {
     failed: CancellationToken,
     pending: Vec<Record>,
     pending_tokens: usize,
+    pending_bytes: usize,
     /// Partitions owned, with the number of the assignment that brought each.
     owned: BTreeMap<i32, u64>,
 }
@@ -55,6 +58,7 @@ impl<'c> Source<'c> {
             failed,
             pending: Vec::new(),
             pending_tokens: 0,
+            pending_bytes: 0,
             owned: BTreeMap::new(),
         }
     }
@@ -79,6 +83,7 @@ impl<'c> Source<'c> {
             if lag_measured.elapsed() > LAG_INTERVAL {
                 lag_measured = Instant::now();
                 self.measure_lag();
+                self.context.status.embed().show_connected(self.member.connected(), "embed");
             }
             if !busy {
                 self.wake.wait(IDLE);
@@ -127,6 +132,7 @@ impl<'c> Source<'c> {
                 tracing::info!(group = %self.context.settings.embed_group(), ?partitions, "revoked");
                 self.pending.retain(|record| !partitions.contains(&record.message.partition()));
                 self.pending_tokens = self.pending.iter().map(tokens).sum();
+                self.pending_bytes = self.pending.iter().map(bytes).sum();
                 self.member.release(&partitions)?;
                 self.owned.retain(|partition, _| !partitions.contains(partition));
                 for partition in &partitions {
@@ -147,9 +153,7 @@ impl<'c> Source<'c> {
     /// Most of what a consumer reports passes by itself.
     fn passing(&self, error: kafka::Error) -> Result<(), Error> {
         if error.passes_by_itself() {
-            if self.context.status.embed().set_connected(false) {
-                tracing::warn!(%error, "kafka is away; waiting for it");
-            }
+            tracing::debug!(%error, "passes by itself");
             return Ok(());
         }
         Err(error.into())
@@ -157,7 +161,9 @@ impl<'c> Source<'c> {
 
     fn has_room(&self) -> bool {
         let embed = &self.context.settings.embed;
-        self.pending.len() < embed.chunk_texts.get() && self.pending_tokens < embed.chunk_tokens.get()
+        self.pending.len() < embed.chunk_texts.get()
+            && self.pending_tokens < embed.chunk_tokens.get()
+            && self.pending_bytes < CHUNK_BYTES
     }
 
     fn take_records(&mut self) -> Result<bool, Error> {
@@ -176,10 +182,8 @@ impl<'c> Source<'c> {
                         break;
                     }
                 };
-                if !self.context.status.embed().set_connected(true) {
-                    tracing::info!("kafka is back");
-                }
                 self.pending_tokens += tokens(&record);
+                self.pending_bytes += bytes(&record);
                 self.pending.push(record);
                 taken = true;
             }
@@ -234,7 +238,7 @@ impl<'c> Source<'c> {
             return Ok(false);
         }
         let records = Arc::new(std::mem::take(&mut self.pending));
-        self.pending_tokens = 0;
+        (self.pending_tokens, self.pending_bytes) = (0, 0);
         let embeddable: Vec<(u32, usize)> = (0_u32..)
             .zip(records.iter())
             .filter_map(|(i, record)| Some((i, record.content.as_ref().ok()?.tokenized.tokens)))
@@ -275,4 +279,8 @@ impl<'c> Source<'c> {
 
 fn tokens(record: &Record) -> usize {
     record.content.as_ref().map_or(0, |text| text.tokenized.tokens)
+}
+
+fn bytes(record: &Record) -> usize {
+    record.message.payload().map_or(0, <[u8]>::len)
 }

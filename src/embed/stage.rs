@@ -102,6 +102,7 @@ pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
     let wake = Wake::default();
     let in_flight = InFlight::default();
     let failed = CancellationToken::new();
+    let left = CancellationToken::new();
     let config = client::group_member(&context.settings, &context.settings.embed_group());
     let member = Member::join(&config, &context.topics.texts.name, wake.clone())?;
     let lease = Arc::clone(member.lease());
@@ -117,19 +118,20 @@ pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
         for (i, session) in sessions.iter_mut().enumerate() {
             let queue = job_queue.clone();
             let metrics = context.metrics.embed.clone();
+            let left = left.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("embed-infer-{i}"))
-                .spawn_scoped(scope, move || infer(session, &queue, &metrics))
+                .spawn_scoped(scope, move || infer(session, &queue, &left, &metrics))
                 .map_err(spawn_failed)?;
             workers.push(worker);
         }
         drop(job_queue);
         let commit = {
-            let (in_flight, wake, failed) = (in_flight.clone(), wake.clone(), failed.clone());
+            let (in_flight, wake, failed, left) = (in_flight.clone(), wake.clone(), failed.clone(), left.clone());
             std::thread::Builder::new()
                 .name("embed-commit".into())
                 .spawn_scoped(scope, move || {
-                    let result = committer.run(&chunk_queue, &in_flight, &wake);
+                    let result = committer.run(&chunk_queue, &in_flight, &left, &wake);
                     failed.cancel();
                     wake.notify();
                     result
@@ -138,6 +140,8 @@ pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
         };
         let source = Source::new(context, member, tokenizer, in_flight, wake, failed);
         let sourced = source.run(&jobs, &chunks);
+        // The group has been left: what is still in flight can not be committed any more, so nobody infers it.
+        left.cancel();
         drop(jobs);
         drop(chunks);
         let committed = commit.join().unwrap_or(Err(Error::Thread("commit")));
@@ -149,8 +153,16 @@ pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
     })
 }
 
-fn infer(session: &mut impl Embedder, queue: &Receiver<Job>, metrics: &crate::metrics::Embed) {
+fn infer(
+    session: &mut impl Embedder,
+    queue: &Receiver<Job>,
+    left: &CancellationToken,
+    metrics: &crate::metrics::Embed,
+) {
     while let Ok(job) = queue.recv() {
+        if left.is_cancelled() {
+            continue;
+        }
         let items: Vec<Item<'_>> = job
             .indices
             .iter()

@@ -58,3 +58,58 @@ fn rows(encoding: &Encoding, kind: Rows) -> Vec<Range<u32>> {
     }
     rows
 }
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::models::wordpiece::WordPiece;
+    use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+    use tokenizers::processors::bert::BertProcessing;
+    use tokenizers::TruncationParams;
+
+    use super::*;
+
+    fn tokenizer(rows: Rows, max_length: usize) -> TextTokenizer {
+        let pieces = ["[UNK]", "[CLS]", "[SEP]", "sea", "light", "##house", "##s", "!"];
+        let vocabulary: [(String, u32); 8] = std::array::from_fn(|id| (pieces[id].to_owned(), id as u32));
+        let model = WordPiece::builder().vocab(vocabulary).unk_token("[UNK]".into()).build().unwrap();
+        let mut tokenizer = Tokenizer::new(model);
+        let _ = tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+        let _ = tokenizer.with_post_processor(Some(BertProcessing::new(("[SEP]".into(), 2), ("[CLS]".into(), 1))));
+        let truncation = TruncationParams { max_length, ..TruncationParams::default() };
+        let _ = tokenizer.with_truncation(Some(truncation)).unwrap();
+        TextTokenizer::new(tokenizer, rows)
+    }
+
+    fn of(rows: Rows, max_length: usize, text: &str) -> Tokenized {
+        tokenizer(rows, max_length).tokenize(text).unwrap()
+    }
+
+    #[test]
+    fn a_word_row_spans_its_pieces_and_special_tokens_have_none() {
+        let found = of(Rows::Word, 16, "lighthouses sea! ?");
+        assert_eq!(found, Tokenized { tokens: 8, rows: vec![1..4, 4..5, 5..6, 6..7], truncated: false });
+    }
+
+    #[test]
+    fn a_token_row_is_one_piece() {
+        assert_eq!(of(Rows::Token, 16, "lighthouses sea").rows, [1..2, 2..3, 3..4, 4..5]);
+    }
+
+    #[test]
+    fn the_same_word_twice_is_two_rows() {
+        assert_eq!(of(Rows::Word, 16, "sea sea").rows, [1..2, 2..3]);
+        assert_eq!(of(Rows::Word, 16, "unknown unknown").rows, [1..2, 2..3]);
+    }
+
+    #[test]
+    fn a_word_that_is_cut_keeps_the_pieces_left() {
+        let found = of(Rows::Word, 5, "sea lighthouses");
+        assert_eq!(found, Tokenized { tokens: 5, rows: vec![1..2, 2..4], truncated: true });
+        assert!(!of(Rows::Word, 5, "lighthouses").truncated);
+    }
+
+    #[test]
+    fn nothing_to_say_is_no_rows() {
+        assert_eq!(of(Rows::Word, 16, ""), Tokenized { tokens: 2, rows: Vec::new(), truncated: false });
+    }
+}

@@ -247,6 +247,11 @@ impl Member {
         state.committed.iter().filter_map(lag).collect()
     }
 
+    /// Whether some broker is connected, as librdkafka saw it last (once a second).
+    pub fn connected(&self) -> bool {
+        !self.consumer.context().disconnected.load(Ordering::Acquire)
+    }
+
     /// Leaves the group. What is still owned is given back without further ado.
     pub fn leave(self) {
         self.lease.change(|state| state.partitions.clear());
@@ -261,6 +266,7 @@ struct MemberContext {
     rebalances: Mutex<VecDeque<Rebalance>>,
     leaving: AtomicBool,
     stable_ends: Mutex<BTreeMap<i32, i64>>,
+    disconnected: AtomicBool,
 }
 
 impl ClientContext for MemberContext {
@@ -273,6 +279,10 @@ impl ClientContext for MemberContext {
     }
 
     fn stats(&self, statistics: Statistics) {
+        // Bootstrap entries have no id; before the first answer there are only those.
+        let mut brokers = statistics.brokers.values().filter(|broker| broker.nodeid >= 0).peekable();
+        let away = brokers.peek().is_some() && !brokers.any(|broker| broker.state == "UP");
+        self.disconnected.store(away, Ordering::Release);
         let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
         let known = partitions.filter(|partition| partition.ls_offset >= 0);
         *self.stable_ends.lock() = known.map(|partition| (partition.partition, partition.ls_offset)).collect();

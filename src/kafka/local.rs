@@ -107,6 +107,7 @@ impl LocalBroker {
         };
         let folder = parts.join("brokers");
         std::fs::create_dir_all(&folder).map_err(failed("creating the log folder"))?;
+        remove_old_logs(&folder);
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
         let data = options.data.clone().unwrap_or_else(|| folder.join(&name));
         std::fs::create_dir_all(&data).map_err(failed("creating the data folder"))?;
@@ -266,6 +267,19 @@ fn format(parts: &Path, properties: &Path, log: &Path) -> Result<()> {
 
 fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// Logs are kept for a week.
+fn remove_old_logs(folder: &Path) {
+    const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+    for path in std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
+        let modified = path.metadata().and_then(|metadata| metadata.modified());
+        let old = modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > KEPT));
+        if old && path.extension().is_some_and(|extension| extension == "log") {
+            // Another process may have been quicker.
+            drop(std::fs::remove_file(path));
+        }
+    }
 }
 
 fn append_to(path: &Path) -> std::io::Result<std::fs::File> {

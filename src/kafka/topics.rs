@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::client::{self, REQUEST_TIMEOUT};
 use super::error::{Error, Result};
 use super::offsets::Watermarks;
+use super::transaction::DEFAULT_LIMIT_BYTES;
 use crate::config::Settings;
 
 /// Room that headers of a dead letter need beyond its input.
@@ -142,6 +143,9 @@ impl Declarations {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn load(settings: &Settings) -> Result<Self> {
+        if let Some(dir) = &settings.topics.dir {
+            check_names(dir)?;
+        }
         let mut declarations = Vec::new();
         for ((file, text), (_, name)) in COMPILED_IN.iter().zip(settings.topics.names()) {
             let replaced = settings.topics.dir.as_ref().map(|dir| read(&dir.join(file))).transpose()?.flatten();
@@ -194,7 +198,7 @@ impl Declarations {
             }
             let limit;
             if *name == settings.topics.dead_letters {
-                limit = dead_letter_limit(settings)?.to_string();
+                limit = dead_letter_limit(settings, declaration)?.to_string();
                 topic = topic.set("max.message.bytes", &limit);
             }
             let results = futures::executor::block_on(admin.create_topics([&topic], &options()))
@@ -242,7 +246,7 @@ impl Declarations {
                 }
             }
             let message_bytes_max =
-                config.get("max.message.bytes").and_then(|value| value.parse().ok()).unwrap_or(1_048_588);
+                config.get("max.message.bytes").and_then(|value| value.parse().ok()).unwrap_or(DEFAULT_LIMIT_BYTES);
             topics.push(Topic { name: name.clone(), partitions, message_bytes_max });
         }
         let [texts, features, dead_letters, trials, output]: [Topic; 5] =
@@ -287,12 +291,29 @@ fn compare(name: &str, declaration: &Declaration, config: &HashMap<String, Strin
     }
 }
 
-/// What dead letters may weigh, given what `texts` may weigh.
-fn dead_letter_limit(settings: &Settings) -> Result<usize> {
+/// What dead letters may weigh, given what `texts` may weigh; more where more is declared.
+fn dead_letter_limit(settings: &Settings, declaration: &Declaration) -> Result<usize> {
+    const KEY: &str = "max.message.bytes";
     let texts = settings.topics.texts.as_str();
     let configs = describe(settings, std::iter::once(texts))?;
-    let limit = configs.get(texts).and_then(|config| config.get("max.message.bytes")?.parse().ok());
-    Ok(limit.unwrap_or(1_048_588) + DEAD_LETTER_HEADROOM_BYTES)
+    let limit = configs.get(texts).and_then(|config| config.get(KEY)?.parse().ok());
+    let declared = declaration.required.get(KEY).or_else(|| declaration.advised.get(KEY));
+    let declared = declared.and_then(|wanted| wanted.value.parse().ok()).unwrap_or(0);
+    Ok(declared.max(limit.unwrap_or(DEFAULT_LIMIT_BYTES) + DEAD_LETTER_HEADROOM_BYTES))
+}
+
+/// A folder that is not there, or a file whose name no topic has, would quietly leave the declarations as they are.
+fn check_names(dir: &Path) -> Result<()> {
+    let failed = |file: &Path, message: String| Error::Declaration { file: file.display().to_string(), message };
+    for entry in std::fs::read_dir(dir).map_err(|error| failed(dir, error.to_string()))? {
+        let path = entry.map_err(|error| failed(dir, error.to_string()))?.path();
+        let toml = path.extension().is_some_and(|extension| extension == "toml");
+        if toml && !COMPILED_IN.iter().any(|(file, _)| path.ends_with(file)) {
+            let known = COMPILED_IN.map(|(file, _)| file).join(", ");
+            return Err(failed(&path, format!("no topic has this name; there are {known}")));
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Option<String>> {

@@ -24,6 +24,9 @@ use super::client;
 use super::error::{Class, Error, Result};
 use crate::config::Settings;
 
+/// `max.message.bytes` of a topic for which nobody has set it.
+pub const DEFAULT_LIMIT_BYTES: usize = 1_048_588;
+
 /// A producer that only writes inside transactions.
 pub struct TransactionalProducer {
     producer: ThreadedProducer<Deliveries>,
@@ -66,17 +69,19 @@ pub struct Transaction<'p> {
 impl TransactionalProducer {
     /// Creates the producer and fences every earlier one with the same transactional id.
     ///
-    /// `record_bytes_max` is the largest record that will be sent, with what a batch adds to it
-    /// ([`Outgoing::batch_bytes`]). Batches of several records stay at or below 1 MB, or below that if it is less: the
-    /// broker measures batches against `max.message.bytes`, and one that is too large would fail every record in it.
+    /// `limits_bytes` are `max.message.bytes` of the topics that will be written. The broker measures batches against
+    /// them, and one that is too large fails every record in it: so batches of several records stay below the
+    /// smallest, while a record of its own may be as large as the largest allows.
     ///
     /// # Errors
     /// When the id's coordinator cannot be reached, or the settings do not make a producer.
-    pub fn new(settings: &Settings, transactional_id: &str, record_bytes_max: usize) -> Result<Self> {
+    pub fn new(settings: &Settings, transactional_id: &str, limits_bytes: &[usize]) -> Result<Self> {
+        let (smallest, largest) = (limits_bytes.iter().min().copied(), limits_bytes.iter().max().copied());
+        let (smallest, largest) = (smallest.unwrap_or(DEFAULT_LIMIT_BYTES), largest.unwrap_or(DEFAULT_LIMIT_BYTES));
         let mut config = client::transactional_producer(settings, transactional_id);
         let _ = config
-            .set("message.max.bytes", record_bytes_max.clamp(1_000, 1_000_000_000).to_string())
-            .set("batch.size", record_bytes_max.min(1_000_000).to_string());
+            .set("message.max.bytes", largest.clamp(1_000, 1_000_000_000).to_string())
+            .set("batch.size", smallest.clamp(1, 1_000_000).to_string());
         let deliveries = Deliveries::default();
         let producer = ThreadedProducer::from_config_and_context(&config, deliveries.clone())
             .map_err(Error::call(format!("creating the producer `{transactional_id}`")))?;

@@ -144,6 +144,7 @@ impl Pool<'_> {
                 let records = train.records.get();
                 train.records_per_second.set((records - measured.1) as f64 / elapsed.as_secs_f64());
                 measured = (Instant::now(), records);
+                self.context.status.train().show_connected(self.member.connected(), "train");
             }
             let mut busy = self.serve_group()?;
             busy |= self.take_records()?;
@@ -170,9 +171,7 @@ impl Pool<'_> {
             Ok(None) => return Ok(false),
             Ok(Some(rebalance)) => rebalance,
             Err(error) if error.passes_by_itself() => {
-                if self.context.status.train().set_connected(false) {
-                    tracing::warn!(%error, "kafka is away; waiting for it");
-                }
+                tracing::debug!(%error, "passes by itself");
                 return Ok(true);
             }
             Err(error) => return Err(error.into()),
@@ -289,9 +288,6 @@ impl Pool<'_> {
                 taken = true;
                 changed.extend(change);
             }
-        }
-        if taken && !self.context.status.train().set_connected(true) {
-            tracing::info!("kafka is back");
         }
         for id in &changed {
             self.react(id);

@@ -84,8 +84,8 @@ impl Publisher {
         if lease.hold().partitions.get(&partition) != Some(&assignment) {
             return Err(Error::Lost);
         }
-        let bytes_max = topics.output.message_bytes_max.max(topics.trials.message_bytes_max);
-        let producer = TransactionalProducer::new(settings, &settings.trial_group(trial), bytes_max)
+        let limits_bytes = [topics.output.message_bytes_max, topics.trials.message_bytes_max];
+        let producer = TransactionalProducer::new(settings, &settings.trial_group(trial), &limits_bytes)
             .map_err(Error::Interrupted)?;
         Ok(Self { settings: settings.clone(), producer, lease, partition, assignment, metrics: metrics.clone() })
     }

@@ -277,7 +277,7 @@ pub fn follow(
 /// When Kafka refuses; nothing is visible then.
 pub fn publish(settings: &Settings, records: &[(i32, Written<'_>)]) -> Result<()> {
     let id = format!("{}.cli.{}", settings.application_id, uuid::Uuid::new_v4());
-    let mut producer = TransactionalProducer::new(settings, &id, 1_048_588)?;
+    let mut producer = TransactionalProducer::new(settings, &id, &[])?;
     let mut transaction = producer.begin()?;
     for (partition, record) in records {
         record.send(settings, &mut transaction, *partition)?;

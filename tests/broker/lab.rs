@@ -91,7 +91,7 @@ impl Lab {
             let _ = command.env("SWEEPSTREAM_KAFKA__GROUP_INSTANCE_ID", instance);
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.file(name)).unwrap();
-        Process { child: command.stdout(std::process::Stdio::null()).stderr(log).spawn().unwrap() }
+        Process::logged(command, log)
     }
 
     /// What a trainer has logged.
@@ -215,7 +215,10 @@ fn point(number: usize) -> Out {
     let values: Vec<f32> = (0..rows * DIM).map(value).collect();
     Out {
         value: Some(matrix(rows, &values, true)),
-        headers: vec![("label".into(), label.into()), ("source".into(), format!("texts/0/{number}").into_bytes())],
+        headers: vec![
+            ("label".into(), Some(label.into())),
+            ("source".into(), Some(format!("texts/0/{number}").into_bytes())),
+        ],
         key: Some(format!("k{number}").into_bytes()),
         partition: None,
     }
@@ -245,7 +248,7 @@ impl Transactions {
         for record in records {
             let mut headers = rdkafka::message::OwnedHeaders::new();
             for (key, value) in &record.headers {
-                headers = headers.insert(rdkafka::message::Header { key, value: Some(value) });
+                headers = headers.insert(rdkafka::message::Header { key, value: value.as_deref() });
             }
             let mut outgoing: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).headers(headers);
             outgoing.key = record.key.as_deref();
@@ -332,7 +335,7 @@ fn example<'o>(record: &TrialRecord, out: &'o Out) -> Record<'o> {
     let mut view = codec::decode(out.value.as_deref().unwrap()).unwrap();
     view.rows = view.rows.min(record.rows_max);
     view.data = &view.data[..view.rows * view.dim * view.dtype.bytes()];
-    let label = out.headers.iter().find(|(key, _)| key == "label").map(|(_, label)| label);
+    let label = out.headers.iter().find(|(key, _)| key == "label").and_then(|(_, label)| label.as_deref());
     let class = label.and_then(|label| record.labels.iter().position(|known| known.as_bytes() == label));
     (view, class.and_then(|class| u32::try_from(class).ok()))
 }

@@ -1,12 +1,17 @@
 //! What every broker test uses: one real Kafka for all, names of its own for each, and a reader that shares no code
 //! with the program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use futures::executor::block_on;
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
@@ -57,6 +62,8 @@ pub fn settings(name: &str) -> Settings {
     settings.topics.output = format!("{unique}-output");
     settings.application_id = unique;
     settings.http.address = Some("127.0.0.1:0".into());
+    // A second session takes half a second to load and gains nothing with so few texts.
+    settings.embed.sessions = std::num::NonZeroUsize::new(1);
     settings
 }
 
@@ -71,7 +78,7 @@ pub struct Out {
     pub partition: Option<i32>,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 impl Out {
@@ -80,7 +87,7 @@ impl Out {
     }
 
     pub fn labelled(key: &str, text: &str, label: &str) -> Self {
-        Self { headers: vec![("label".into(), label.into())], ..Self::text(key, text) }
+        Self { headers: vec![("label".into(), Some(label.into()))], ..Self::text(key, text) }
     }
 
     pub fn to(mut self, partition: i32) -> Self {
@@ -95,6 +102,8 @@ pub fn produce(settings: &Settings, topic: &str, records: &[Out]) {
         .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
         .set("enable.idempotence", "true")
         .set("message.max.bytes", "10000000")
+        // The broker limits what arrives: a record may be far larger once it is unpacked.
+        .set("compression.type", "zstd")
         .create()
         .unwrap();
     for record in records {
@@ -102,12 +111,9 @@ pub fn produce(settings: &Settings, topic: &str, records: &[Out]) {
         outgoing.key = record.key.as_deref();
         outgoing.payload = record.value.as_deref();
         outgoing.partition = record.partition;
-        outgoing.headers = Some(
-            record
-                .headers
-                .iter()
-                .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) })),
-        );
+        outgoing.headers = Some(record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: value.as_deref() })
+        }));
         while let Err((error, refused)) = producer.send(outgoing) {
             assert!(
                 matches!(error, KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull)),
@@ -127,7 +133,7 @@ pub struct In {
     pub offset: i64,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    pub headers: BTreeMap<String, Option<Vec<u8>>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 impl In {
@@ -135,8 +141,10 @@ impl In {
         String::from_utf8(self.key.clone().unwrap_or_default()).unwrap()
     }
 
+    /// The last header of this name, as Kafka's own readers take it.
     pub fn header(&self, name: &str) -> Option<String> {
-        Some(String::from_utf8(self.headers.get(name)?.clone()?).unwrap())
+        let (_, value) = self.headers.iter().rev().find(|(key, _)| key == name)?;
+        Some(String::from_utf8(value.clone()?).unwrap())
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -178,7 +186,7 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
                 offset: message.offset(),
                 key: message.key().map(<[u8]>::to_vec),
                 value: message.payload().map(<[u8]>::to_vec),
-                headers: message.headers().map_or_else(BTreeMap::new, |headers| {
+                headers: message.headers().map_or_else(Vec::new, |headers| {
                     headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
                 }),
             }),
@@ -214,6 +222,46 @@ pub fn committed(settings: &Settings, group: &str, topic: &str) -> BTreeMap<i32,
         .collect()
 }
 
+/// Watches the position of the embed group without waiting for open transactions.
+pub struct Progress {
+    consumer: BaseConsumer,
+    partitions: TopicPartitionList,
+}
+
+impl Progress {
+    pub fn of(settings: &Settings) -> Self {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
+            .set("group.id", settings.embed_group())
+            .set("isolation.level", "read_uncommitted")
+            .create()
+            .unwrap();
+        let texts = &settings.topics.texts;
+        let metadata = consumer.fetch_metadata(Some(texts), PATIENCE).unwrap();
+        let mut partitions = TopicPartitionList::new();
+        for partition in metadata.topics()[0].partitions() {
+            let _ = partitions.add_partition(texts, partition.id());
+        }
+        Self { consumer, partitions }
+    }
+
+    /// Offset committed of each partition, 0 where there is none.
+    pub fn offsets(&self) -> Vec<i64> {
+        let committed = self.consumer.committed_offsets(self.partitions.clone(), PATIENCE).unwrap();
+        let offset = |offset: Offset| offset.to_raw().filter(|&raw| raw >= 0).unwrap_or(0);
+        committed.elements().iter().map(|element| offset(element.offset())).collect()
+    }
+
+    pub fn done(&self) -> i64 {
+        self.offsets().iter().sum()
+    }
+
+    /// Waits until this many texts have their verdicts.
+    pub fn await_done(&self, count: i64) {
+        eventually("texts are embedded", || self.done() >= count);
+    }
+}
+
 /// Waits for a condition.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -245,16 +293,82 @@ pub fn embed(settings: &Settings, records: &[Out]) {
     });
 }
 
+/// Runs the embed stage in this process until it has given this many verdicts.
+pub fn embed_more(settings: &Settings, verdicts: usize) {
+    run(settings, &[Stage::Embed], |topology| {
+        let (embedded, dead) = topology.status.verdicts();
+        embedded + dead >= verdicts as u64
+    });
+}
+
+/// Texts, features and dead letters, read side by side since each new reader takes half a second to begin.
+pub fn read_verdicts(settings: &Settings) -> [Vec<In>; 3] {
+    let topics = &settings.topics;
+    std::thread::scope(|scope| {
+        [&topics.texts, &topics.features, &topics.dead_letters]
+            .map(|topic| scope.spawn(move || read(settings, topic)))
+            .map(|reader| reader.join().unwrap())
+    })
+}
+
+/// Checks promise 1: each text has exactly one verdict, and each topic keeps the order of its texts.
+#[track_caller]
+pub fn assert_one_verdict_each(settings: &Settings) {
+    let [texts, features, dead] = read_verdicts(settings);
+    let source = |text: &In| format!("{}/{}/{}", settings.topics.texts, text.partition, text.offset);
+    let is_dead: BTreeSet<String> = dead.iter().map(|letter| letter.header("source").unwrap()).collect();
+    let (expected_dead, expected): (Vec<&In>, Vec<&In>) =
+        texts.iter().partition(|text| is_dead.contains(&source(text)));
+    // Reading sorts by partition and offset, so equal lists mean equal order.
+    let seen = |records: &[In]| records.iter().map(|r| (r.partition, r.header("source").unwrap())).collect::<Vec<_>>();
+    let wanted = |texts: &[&In]| texts.iter().map(|text| (text.partition, source(text))).collect::<Vec<_>>();
+    assert_eq!(seen(&features), wanted(&expected));
+    assert_eq!(seen(&dead), wanted(&expected_dead));
+}
+
 /// The program as a process of its own, ended when dropped.
 pub struct Process {
     pub child: Child,
+    /// Lines of standard error so far, and a condition for the next one.
+    log: Arc<(Mutex<Log>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Log {
+    lines: Vec<String>,
+    ended: bool,
 }
 
 impl Process {
     /// Starts `sweepstream` with the settings as environment.
     pub fn start(settings: &Settings, arguments: &[&str]) -> Self {
-        let child = command(settings, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Self { child }
+        Self::spawn(command(settings, arguments))
+    }
+
+    /// Starts a prepared command.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log: Arc<(Mutex<Log>, Condvar)> = Arc::default();
+        let (stderr, written) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        // A pipe that nobody reads would stop the process.
+        let _ = std::thread::Builder::new()
+            .name("stderr".into())
+            .spawn(move || {
+                for line in BufReader::new(stderr).lines() {
+                    written.0.lock().unwrap().lines.push(line.unwrap());
+                    written.1.notify_all();
+                }
+                written.0.lock().unwrap().ended = true;
+                written.1.notify_all();
+            })
+            .unwrap();
+        Self { child, log }
+    }
+
+    /// Starts a prepared command that logs to a file.
+    pub fn logged(mut command: Command, file: std::fs::File) -> Self {
+        let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        Self { child, log: Arc::default() }
     }
 
     /// Sends a signal by its name, e.g. `TERM`.
@@ -276,19 +390,32 @@ impl Process {
         }
     }
 
-    /// Reads standard error until a line contains this text.
+    /// Waits until a line of standard error contains this text.
     #[track_caller]
-    pub fn await_line(&mut self, text: &str) -> String {
-        let stderr = self.child.stderr.as_mut().unwrap();
-        let mut seen = Vec::new();
-        for line in BufReader::new(stderr).lines() {
-            let line = line.unwrap();
-            if line.contains(text) {
-                return line;
+    pub fn await_line(&self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut log = self.log.0.lock().unwrap();
+        loop {
+            if let Some(line) = log.lines.iter().find(|line| line.contains(text)) {
+                return line.clone();
             }
-            seen.push(line);
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!log.ended && !left.is_zero(), "the process never wrote `{text}`:\n{}", log.lines.join("\n"));
+            log = self.log.1.wait_timeout(log, left).unwrap().0;
         }
-        panic!("the process never wrote `{text}`:\n{}", seen.join("\n"));
+    }
+
+    /// All of standard error, once the process has ended.
+    pub fn stderr(&self) -> String {
+        let log = self.log.0.lock().unwrap();
+        self.log.1.wait_while(log, |log| !log.ended).unwrap().lines.join("\n")
+    }
+
+    /// Where its HTTP endpoint is.
+    #[track_caller]
+    pub fn http_address(&self) -> String {
+        let line = self.await_line("metrics, health and API are served");
+        line.split("address=").nth(1).unwrap().trim().to_owned()
     }
 }
 
@@ -309,18 +436,16 @@ pub struct Finished {
 
 /// Runs `sweepstream` to its end.
 pub fn sweepstream(settings: &Settings, arguments: &[&str]) -> Finished {
-    let mut process = Process::start(settings, arguments);
-    let mut stdout = process.child.stdout.take().unwrap();
-    let mut stderr = process.child.stderr.take().unwrap();
-    let errors = std::thread::spawn(move || {
-        let mut text = String::new();
-        let _ = stderr.read_to_string(&mut text).unwrap();
-        text
-    });
-    let mut text = String::new();
-    let _ = stdout.read_to_string(&mut text).unwrap();
+    finish(command(settings, arguments))
+}
+
+/// Runs a prepared command to its end.
+pub fn finish(command: Command) -> Finished {
+    let mut process = Process::spawn(command);
+    let mut stdout = String::new();
+    let _ = process.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
     let status = process.wait();
-    Finished { code: status.code().unwrap_or(-1), stdout: text, stderr: errors.join().unwrap() }
+    Finished { code: status.code().unwrap_or(-1), stdout, stderr: process.stderr() }
 }
 
 /// `sweepstream` with the settings as environment.
@@ -353,4 +478,180 @@ pub fn sentences(count: usize) -> Vec<Out> {
             Out::labelled(&format!("k{i}"), &format!("The {} number {i}.", text.join(" ")), label)
         })
         .collect()
+}
+
+/// A matrix as any reader of safetensors sees it.
+#[derive(Debug)]
+pub struct Matrix {
+    pub dtype: safetensors::Dtype,
+    pub rows: Vec<Vec<f32>>,
+}
+
+impl In {
+    /// The value as a matrix.
+    pub fn matrix(&self) -> Matrix {
+        let tensors = safetensors::SafeTensors::deserialize(self.value.as_deref().unwrap()).unwrap();
+        let tensor = tensors.tensor("rows").unwrap();
+        let &[rows, dim] = tensor.shape() else { panic!("shape {:?}", tensor.shape()) };
+        let numbers: Vec<f32> = match tensor.dtype() {
+            safetensors::Dtype::F16 => tensor
+                .data()
+                .chunks_exact(2)
+                .map(|bytes| half::f16::from_le_bytes(bytes.try_into().unwrap()).to_f32())
+                .collect(),
+            safetensors::Dtype::F32 => {
+                tensor.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+            }
+            other => panic!("{other:?}"),
+        };
+        let rows_of = numbers.chunks_exact(dim).map(<[f32]>::to_vec).collect::<Vec<_>>();
+        assert_eq!(rows_of.len(), rows);
+        Matrix { dtype: tensor.dtype(), rows: rows_of }
+    }
+}
+
+/// Status code and body of a GET request.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    use std::io::Write;
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).unwrap();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+/// What an operator does to topics and groups.
+pub struct Operator {
+    client: AdminClient<DefaultClientContext>,
+    settings: Settings,
+}
+
+impl Operator {
+    pub fn new(settings: &Settings) -> Self {
+        let client = ClientConfig::new().set("bootstrap.servers", &settings.kafka.bootstrap_servers).create().unwrap();
+        Self { client, settings: settings.clone() }
+    }
+
+    /// Creates a topic and waits until it can be used.
+    pub fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
+        for (key, value) in config {
+            topic = topic.set(key, value);
+        }
+        let results = block_on(self.client.create_topics([&topic], &AdminOptions::new())).unwrap();
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        let client = self.client.inner();
+        eventually("the topic is known", || {
+            let metadata = client.fetch_metadata(Some(name), PATIENCE).unwrap();
+            metadata.topics()[0].partitions().len() == partitions as usize
+        });
+    }
+
+    /// The configuration of a topic.
+    pub fn config(&self, topic: &str) -> BTreeMap<String, String> {
+        let described =
+            block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
+        let entries = described.unwrap().remove(0).unwrap().entries;
+        entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
+    }
+
+    /// Sets one key of a topic and keeps all others that were set.
+    pub fn alter(&self, topic: &str, key: &str, value: &str) {
+        let described =
+            block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
+        let entries = described.unwrap().remove(0).unwrap().entries;
+        let mut wanted: BTreeMap<String, String> = entries
+            .into_iter()
+            .filter(|entry| entry.source == ConfigSource::DynamicTopic)
+            .filter_map(|entry| Some((entry.name, entry.value?)))
+            .collect();
+        let _ = wanted.insert(key.to_owned(), value.to_owned());
+        let mut altered = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        for (key, value) in &wanted {
+            altered = altered.set(key, value);
+        }
+        let results = block_on(self.client.alter_configs([&altered], &AdminOptions::new())).unwrap();
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        eventually("the configuration is known", || self.config(topic).get(key).is_some_and(|now| now == value));
+    }
+
+    /// Deletes the records of a partition below an offset.
+    pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
+        let deleted = block_on(self.client.delete_records(&list, &AdminOptions::new())).unwrap();
+        deleted.find_partition(topic, partition).unwrap().error().unwrap();
+    }
+
+    /// Forgets a group's offsets, as Kafka does by itself after a week.
+    pub fn delete_group(&self, group: &str) {
+        eventually("the group is deleted", || {
+            let results = block_on(self.client.delete_groups(&[group], &AdminOptions::new())).unwrap();
+            results.iter().all(Result::is_ok)
+        });
+    }
+
+    /// Sets the position of a group that has no members.
+    pub fn commit(&self, group: &str, topic: &str, partition: i32, offset: i64) {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.settings.kafka.bootstrap_servers)
+            .set("group.id", group)
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        consumer.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
+    }
+}
+
+/// A transactional producer that is not the program's.
+pub struct Transactions {
+    producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext>,
+}
+
+impl Transactions {
+    pub fn new(settings: &Settings) -> Self {
+        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
+            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
+            .set("transactional.id", format!("{}.other", settings.application_id))
+            .create()
+            .unwrap();
+        producer.init_transactions(PATIENCE).unwrap();
+        producer.begin_transaction().unwrap();
+        Self { producer }
+    }
+
+    /// Sends texts to a partition of a topic.
+    pub fn send(&self, topic: &str, partition: i32, texts: &[&str]) {
+        for text in texts {
+            let record: BaseRecord<'_, str, str> = BaseRecord::to(topic).partition(partition).payload(*text);
+            self.producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        self.producer.flush(PATIENCE).unwrap();
+    }
+
+    /// Adds a group's position to the open transaction.
+    pub fn send_offset(&self, settings: &Settings, group: &str, topic: &str, partition: i32, offset: i64) {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
+            .set("group.id", group)
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        self.producer.send_offsets_to_transaction(&list, &consumer.group_metadata().unwrap(), PATIENCE).unwrap();
+    }
+
+    /// Ends the transaction and opens the next.
+    pub fn commit(&self) {
+        self.producer.commit_transaction(PATIENCE).unwrap();
+        self.producer.begin_transaction().unwrap();
+    }
+
+    /// Takes the transaction back and opens the next.
+    pub fn abort(&self) {
+        self.producer.abort_transaction(PATIENCE).unwrap();
+        self.producer.begin_transaction().unwrap();
+    }
 }
