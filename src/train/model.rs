@@ -791,6 +791,71 @@ mod tests {
         }
     }
 
+    /// Loss and gradients by candle-nn's layers and candle's autograd, from padded input.
+    fn by_autograd(model: &Model, samples: &[Sample]) -> (f64, Vec<Vec<f32>>) {
+        use candle_nn::Module;
+        let (rows_max, dim) = (model.spec().input().rows_max, model.spec().input().dim);
+        let (mut padded, mut mask) = (Vec::new(), Vec::new());
+        for sample in samples {
+            let values = sample.bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+            padded.extend(values.take(rows_max * dim));
+            padded.resize(mask.len() * dim + rows_max * dim, 0.0);
+            mask.extend((0..rows_max).map(|row| f32::from(u8::from(row < sample.rows))));
+        }
+        let cpu = &candle_core::Device::Cpu;
+        let x = Tensor::from_vec(padded, (samples.len(), rows_max, dim), cpu).unwrap();
+        let mask = Tensor::from_vec(mask, (samples.len(), rows_max, 1), cpu).unwrap();
+        let value = |place: usize| candle_core::Var::from_tensor(&model.parameters().value(place)).unwrap();
+        let variables: Vec<candle_core::Var> = (0..model.parameters().specs().len()).map(value).collect();
+        let named = |name: &str| {
+            let place = model.parameters().specs().iter().position(|spec| spec.name == name).unwrap();
+            variables[place].as_tensor().clone()
+        };
+        let layer =
+            |name: &str| candle_nn::Linear::new(named(&format!("{name}.weight")), Some(named(&format!("{name}.bias"))));
+        let loss = match model.spec() {
+            ModelSpec::Mlp { .. } => {
+                let lengths = mask.sum(1).unwrap();
+                let mean = x.sum(1).unwrap().broadcast_div(&lengths).unwrap();
+                let logits = layer("l2").forward(&layer("l1").forward(&mean).unwrap().relu().unwrap()).unwrap();
+                let labels: Vec<u32> = samples.iter().map(|sample| sample.label.unwrap()).collect();
+                let labels = Tensor::from_vec(labels, samples.len(), cpu).unwrap();
+                candle_nn::loss::cross_entropy(&logits, &labels).unwrap()
+            }
+            ModelSpec::Autoencoder { layers, .. } => {
+                let last = 2 * layers.len() - 1;
+                let mut y = x.flatten_from(1).unwrap();
+                for i in 0..=last {
+                    y = layer(&format!("layers.{i}")).forward(&y).unwrap();
+                    y = if i < last { y.relu().unwrap() } else { y };
+                }
+                let error = (y.reshape(x.shape()).unwrap() - &x).unwrap().broadcast_mul(&mask).unwrap();
+                let unmasked = mask.sum_all().unwrap().to_scalar::<f32>().unwrap() as f64;
+                (error.sqr().unwrap().sum_all().unwrap() / (unmasked * dim as f64)).unwrap()
+            }
+        };
+        let gradients = loss.backward().unwrap();
+        let flat =
+            |variable: &candle_core::Var| gradients.get(variable).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        (f64::from(loss.to_scalar::<f32>().unwrap()), variables.iter().map(flat).collect())
+    }
+
+    #[test]
+    fn loss_and_gradients_are_those_of_candles_own_layers_and_autograd() {
+        for spec in [mlp(0.0), autoencoder(0.0)] {
+            let (samples, mut batcher) =
+                (waves(Dtype::F32, &[6, 2, 4, 6, 1, 3, 5, 2], 5), Batcher::new(spec.input()).unwrap());
+            let batch = batcher.build(&records(&samples)).unwrap();
+            let model = model(spec);
+            let (loss, expected) = by_autograd(&model, &samples);
+            assert!((model.forward(&batch, None).unwrap().loss.mean() - loss).abs() < 1e-6);
+            for ((found, _), expected) in gradients(&model, &batch).iter().zip(&expected) {
+                let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(largest < 1e-6, "{largest}");
+            }
+        }
+    }
+
     #[test]
     fn gradients_are_those_of_the_loss() {
         const STEP: f32 = 2e-3;
