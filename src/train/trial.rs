@@ -113,12 +113,14 @@ pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u
         place,
         &record.trial,
     );
+    let mut reached = Reached::default();
     let mut publisher = match opened {
         Ok(publisher) => publisher,
         Err(error) => return End::Interrupted(error.to_string()),
     };
     // Whatever the model does, it is this trial's outcome and nobody else's.
-    let worked = std::panic::catch_unwind(AssertUnwindSafe(|| work(context, stored, &mut publisher, control)));
+    let worked =
+        std::panic::catch_unwind(AssertUnwindSafe(|| work(context, stored, &mut publisher, control, &mut reached)));
     let reason = match worked {
         Ok(Ok(end)) => return end,
         Ok(Err(Error::Ordered)) => return End::Yielded,
@@ -134,9 +136,9 @@ pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u
         number: record.number,
         state: EndState::Failed,
         reason: Some(reason),
-        epochs: 0,
-        records: 0,
-        best: None,
+        epochs: reached.epochs,
+        records: reached.records,
+        best: reached.best,
         weights_sha256: None,
         attempt: record.attempt,
         time_ms: now_ms(),
@@ -147,7 +149,13 @@ pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u
     }
 }
 
-fn work(context: &Context, stored: &Stored, publisher: &mut Publisher, control: &Control) -> Result<End, Error> {
+fn work(
+    context: &Context,
+    stored: &Stored,
+    publisher: &mut Publisher,
+    control: &Control,
+    reached: &mut Reached,
+) -> Result<End, Error> {
     let record = &stored.record;
     if record.training_format != TRAINING_FORMAT {
         return Err(Error::Refused(format!(
@@ -163,7 +171,7 @@ fn work(context: &Context, stored: &Stored, publisher: &mut Publisher, control: 
         publisher.publish(&ending(record, &outcome), None)?;
         return Ok(End::Outcome(Box::new(outcome)));
     }
-    let mut training = Training::take_over(context, record, output, control)?;
+    let mut training = Training::take_over(context, record, output, control, reached)?;
     if control.get() == Order::Abandon {
         return Err(Error::Ordered);
     }
@@ -181,11 +189,26 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(no message)".into())
 }
 
+/// How far a trial had published when it failed.
+#[derive(Default)]
+struct Reached {
+    epochs: u64,
+    records: u64,
+    best: Option<Measurement>,
+}
+
+impl Reached {
+    fn of(progress: &Progress) -> Self {
+        Self { epochs: progress.epoch, records: progress.records, best: progress.best.clone() }
+    }
+}
+
 /// A trial in memory.
 struct Training<'c> {
     context: &'c Context,
     record: &'c TrialRecord,
     control: &'c Control,
+    reached: &'c mut Reached,
     range: Range,
     replay: Replay,
     fit: Fit,
@@ -222,6 +245,7 @@ impl<'c> Training<'c> {
         record: &'c TrialRecord,
         output: TrialOutput,
         control: &'c Control,
+        reached: &'c mut Reached,
     ) -> Result<Self, Error> {
         let range = record.range();
         let newest_number = output.newest_number();
@@ -254,6 +278,7 @@ impl<'c> Training<'c> {
                 (fit, Progress::beginning(&range))
             }
         };
+        *reached = Reached::of(&progress);
         let stopped = control.clone();
         let replay = Replay::open(
             &context.settings,
@@ -269,6 +294,7 @@ impl<'c> Training<'c> {
             context,
             record,
             control,
+            reached,
             replay,
             fit,
             checkpoint: newest_number.map_or(0, |number| number + 1),
@@ -603,6 +629,7 @@ impl<'c> Training<'c> {
         let group = member.as_ref().filter(|_| checkpoint).map(|member| (&group, &self.range, member));
         publisher.publish(&records, group)?;
         drop(records);
+        *self.reached = Reached::of(&self.progress);
         self.measurements.clear();
         if checkpoint {
             self.checkpoint += 1;
