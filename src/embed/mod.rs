@@ -7,7 +7,7 @@
 //!        └────────────────────── chunk committed ────────────────────┘
 //! ```
 //!
-//! A chunk is what has arrived by the time the pipeline has room: one record when little comes, up to
+//! A chunk is what has arrived by the time an inference thread runs out of work: one record when little comes, up to
 //! `embed.chunk_texts` under load. It is sorted by length inside and committed as a whole, in source order, by one
 //! transaction that is opened only when all its matrices are there.
 

@@ -232,9 +232,12 @@ impl<'c> Source<'c> {
         Ok(Record { message: message.detach(), assignment, content })
     }
 
-    /// Hands over what has come as soon as the pipeline has room: the one rule that serves latency and load.
+    /// Hands over what has come as soon as an inference thread would soon have nothing to do, or there is enough for
+    /// a chunk: the one rule that serves latency and load.
     fn submit(&mut self, jobs: &Sender<Job>, chunks: &Sender<Chunk>) -> Result<bool, Error> {
-        if self.pending.is_empty() || self.in_flight.count() >= CHUNKS_IN_FLIGHT {
+        let hungry = jobs.len() < self.context.settings.embed.sessions_and_threads().0;
+        let due = hungry || !self.has_room();
+        if self.pending.is_empty() || !due || self.in_flight.count() >= CHUNKS_IN_FLIGHT {
             return Ok(false);
         }
         let records = Arc::new(std::mem::take(&mut self.pending));

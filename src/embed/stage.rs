@@ -118,10 +118,10 @@ pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
         for (i, session) in sessions.iter_mut().enumerate() {
             let queue = job_queue.clone();
             let metrics = context.metrics.embed.clone();
-            let left = left.clone();
+            let (left, wake) = (left.clone(), wake.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("embed-infer-{i}"))
-                .spawn_scoped(scope, move || infer(session, &queue, &left, &metrics))
+                .spawn_scoped(scope, move || infer(session, &queue, &left, &wake, &metrics))
                 .map_err(spawn_failed)?;
             workers.push(worker);
         }
@@ -157,12 +157,15 @@ fn infer(
     session: &mut impl Embedder,
     queue: &Receiver<Job>,
     left: &CancellationToken,
+    wake: &Wake,
     metrics: &crate::metrics::Embed,
 ) {
     while let Ok(job) = queue.recv() {
         if left.is_cancelled() {
             continue;
         }
+        // The source may be holding texts back for a larger chunk.
+        wake.notify();
         let items: Vec<Item<'_>> = job
             .indices
             .iter()
