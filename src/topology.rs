@@ -20,6 +20,9 @@ use crate::{http, kafka};
 /// A stage that has worked for this long starts its count of rebuilds afresh.
 const HEALTHY: Duration = Duration::from_secs(600);
 
+/// What stopping may take beyond the drain timeout before a stage is left behind.
+const STOP_MARGIN: Duration = Duration::from_secs(4);
+
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
@@ -213,7 +216,19 @@ impl Topology {
         for running in &self.stages {
             running.stop.cancel();
         }
+        let deadline = Instant::now() + self.settings.run.drain_timeout + STOP_MARGIN;
         for Running { stage, thread, .. } in self.stages.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if !thread.is_finished() {
+                // Waiting for a broker, most likely. What it had not committed, nobody has seen.
+                tracing::warn!(
+                    stage = stage.name(),
+                    "did not stop in time; what was in flight is left to its successor"
+                );
+                continue;
+            }
             let ended = thread.join().unwrap_or(Err(Error::Panicked(stage.name())));
             tracing::info!(stage = stage.name(), "stopped");
             result = result.and(ended);

@@ -127,6 +127,10 @@ fn wait(settings: &Settings, id: &str) -> Result {
         ends.len() < trials.len()
     })?;
     progress.finish();
+    let deleted = known.len() - ends.len();
+    if deleted > 0 {
+        return Err(anyhow::anyhow!("{deleted} of {total} trials of search `{id}` were deleted meanwhile").into());
+    }
     let bad: Vec<String> = ends
         .iter()
         .filter(|(_, state)| !matches!(state, EndState::Finished | EndState::Pruned))

@@ -125,7 +125,7 @@ impl<'c> Committer<'c> {
                 Err(error) => error,
             };
             attempts += 1;
-            tracing::warn!(%error, class = ?error.class(), attempts, "a transaction of the embed stage failed; nothing of it is visible");
+            tracing::warn!(%error, class = ?error.class(), attempts, "a transaction of the embed stage failed; {}", error.visibility());
             match error.class() {
                 Class::Stale => {
                     count(TransactionOutcome::Fenced);

@@ -70,7 +70,6 @@ impl<'c> Source<'c> {
             self.drain();
         }
         self.context.status.embed().set_assigned(false);
-        self.member.leave();
         result
     }
 

@@ -131,8 +131,9 @@ pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
             std::thread::Builder::new()
                 .name("embed-commit".into())
                 .spawn_scoped(scope, move || {
+                    // A panic, too, must end the source, which would otherwise wait for room for ever.
+                    let _failed = failed.drop_guard();
                     let result = committer.run(&chunk_queue, &in_flight, &left, &wake);
-                    failed.cancel();
                     wake.notify();
                     result
                 })

@@ -85,6 +85,11 @@ impl Lease {
         self.state.lock()
     }
 
+    /// [`Lease::hold`], unless somebody else holds it.
+    pub fn try_hold(&self) -> Option<MutexGuard<'_, LeaseState>> {
+        self.state.try_lock()
+    }
+
     /// Waits until the assignment has changed since `version`, at most for `bound`; false if it has not.
     pub fn await_change(&self, version: u64, bound: Duration) -> bool {
         let deadline = std::time::Instant::now() + bound;
@@ -251,12 +256,14 @@ impl Member {
     pub fn connected(&self) -> bool {
         !self.consumer.context().disconnected.load(Ordering::Acquire)
     }
+}
 
-    /// Leaves the group. What is still owned is given back without further ado.
-    pub fn leave(self) {
+impl Drop for Member {
+    /// Leaves the group; what is still owned is given back without further ado.
+    fn drop(&mut self) {
         self.lease.change(|state| state.partitions.clear());
+        // Closing waits for an answer to the last rebalance, and nobody is left to give it but the callback.
         self.consumer.context().leaving.store(true, Ordering::Release);
-        drop(self);
     }
 }
 

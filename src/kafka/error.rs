@@ -102,6 +102,14 @@ impl Error {
         Self::Data { topic: topic.to_owned(), partition, message: message.into() }
     }
 
+    /// What is certain of a transaction that ended with this error.
+    pub fn visibility(&self) -> &'static str {
+        match self.class() {
+            Class::Abort | Class::Stale => "nothing of it is visible",
+            Class::Retriable | Class::Fenced | Class::Fatal => "whether it was committed is looked up before going on",
+        }
+    }
+
     /// What follows from this error; nothing else in the crate decides that.
     pub fn class(&self) -> Class {
         match self {
@@ -169,6 +177,8 @@ fn class_of(error: &KafkaError) -> Class {
             | Code::StaleMemberEpoch
             | Code::FencedMemberEpoch,
         ) => return Class::Stale,
+        // An earlier call that timed out is still under way; what becomes of it only the next producer can know.
+        Some(Code::Conflict) => return Class::Fatal,
         _ => {}
     }
     match error {

@@ -90,14 +90,11 @@ impl Watermarks {
         let started = Instant::now();
         while self.stable_end(topic, partition)? < extent.end {
             if started.elapsed() > bound {
-                return Err(Error::data(
-                    topic,
-                    partition,
-                    format!(
-                        "a transaction below offset {} is still open after {bound:?}; find it with Kafka's transactions tool (`find-hanging`)",
-                        extent.end
-                    ),
-                ));
+                let action = format!(
+                    "waiting for a transaction below offset {} of {topic}/{partition}, which is still open (Kafka's transactions tool finds it: `find-hanging`),",
+                    extent.end
+                );
+                return Err(Error::TimedOut { action, waited: bound });
             }
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -97,7 +97,6 @@ pub fn run(context: &Arc<Context>) -> Result<(), Error> {
     let result = pool.work();
     pool.drain();
     pool.context.status.train().set_assigned(false);
-    pool.member.leave();
     result
 }
 
@@ -159,10 +158,32 @@ impl Pool<'_> {
 
     /// Trials checkpoint and end; what does not within the timeout is left to its last checkpoint.
     fn drain(&mut self) {
-        self.end_trials(|_| true, Order::Yield);
+        self.order(|_| true, Order::Yield);
+        let deadline = Instant::now() + self.context.settings.run.drain_timeout;
+        while !self.running.is_empty() && Instant::now() < deadline {
+            // Rebalances go on meanwhile: a last checkpoint may have to wait for the next assignment.
+            if let Err(error) = self.serve_group() {
+                tracing::warn!(%error, "while draining");
+                break;
+            }
+            if let Ok((id, end)) = self.ends.recv_timeout(Duration::from_millis(20)) {
+                self.ended(&id, end);
+            }
+        }
+        self.abandon(|_| true);
         for id in self.trials.keys() {
             self.context.status.forget_trial(id);
             self.context.metrics.train.forget(id);
+        }
+    }
+
+    /// Whatever still runs is left to its last checkpoint.
+    fn abandon(&self, chosen: impl Fn(i32) -> bool) {
+        let slow: Vec<&String> =
+            self.running.iter().filter(|(_, running)| chosen(running.partition)).map(|(id, _)| id).collect();
+        if !slow.is_empty() {
+            tracing::warn!(trials = ?slow, "drain timeout: left to their last checkpoints");
+            self.order(&chosen, Order::Abandon);
         }
     }
 
@@ -244,10 +265,7 @@ impl Pool<'_> {
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
         while self.running.values().any(|running| chosen(running.partition)) {
             if Instant::now() >= deadline {
-                let slow: Vec<&String> =
-                    self.running.iter().filter(|(_, running)| chosen(running.partition)).map(|(id, _)| id).collect();
-                tracing::warn!(trials = ?slow, "drain timeout: left to their last checkpoints");
-                self.order(&chosen, Order::Abandon);
+                self.abandon(&chosen);
                 return;
             }
             if let Ok((id, end)) = self.ends.recv_timeout(Duration::from_millis(100)) {

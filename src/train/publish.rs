@@ -120,7 +120,7 @@ impl Publisher {
                 Err(error) => error,
             };
             attempts += 1;
-            tracing::warn!(%error, class = ?error.class(), attempts, "a transaction of a trial failed; nothing of it is visible");
+            tracing::warn!(%error, class = ?error.class(), attempts, "a transaction of a trial failed; {}", error.visibility());
             match error.class() {
                 Class::Stale => {
                     self.count(TransactionOutcome::Fenced);

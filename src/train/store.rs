@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -264,8 +265,14 @@ pub fn follow(
     while each(&trials) {
         match consumer.poll(Duration::from_secs(1)) {
             Some(Ok(message)) => follow(&message, &mut trials),
-            Some(Err(error)) => tracing::debug!(%error, "while following trials"),
-            None => {}
+            Some(Err(KafkaError::PartitionEOF(_))) | None => {}
+            Some(Err(source)) => {
+                let error = Error::Call { action: format!("following topic `{topic}`"), source };
+                if !error.passes_by_itself() {
+                    return Err(error);
+                }
+                tracing::debug!(%error, "while following trials");
+            }
         }
     }
     Ok(())
