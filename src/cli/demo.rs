@@ -44,7 +44,7 @@ pub fn run(environment: Environment, arguments: &Arguments) -> Result {
     settings.kafka.properties.clear();
     say(&format!("Kafka runs at {} (its log: {})", broker.bootstrap_servers(), broker.log().display()));
     let topology = Topology::start(&settings, &parts, &Stage::ALL)?;
-    let worked = work(&settings, &topology, &brown, began);
+    let worked = work(&settings, &topology, &brown, began, arguments.keep);
     if let (Ok(()), true) = (&worked, arguments.keep) {
         keep(&broker, &topology)?;
     }
@@ -54,7 +54,7 @@ pub fn run(environment: Environment, arguments: &Arguments) -> Result {
     Ok(stopped?)
 }
 
-fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instant) -> Result {
+fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instant, keep: bool) -> Result {
     let sentences = sentences(brown)?;
     let count = sentences.len() as u64;
     let mut progress = Progress::new("producing texts", "sentences", count);
@@ -84,10 +84,15 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
         began.elapsed().as_secs_f64()
     ))?;
     let servers = &settings.kafka.bootstrap_servers;
+    let how = if keep {
+        "Look further, in another terminal:"
+    } else {
+        "This Kafka goes now. `make demo ARGS=--keep` leaves it up and prints its address; then, in another terminal:"
+    };
     write_out(&format!(
         "\n\
-         Look further with `sweepstream demo --keep` (this Kafka is gone when the demo ends), then in another terminal:\n\
-         \x20 export SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS={servers}   # as printed by --keep\n\
+         {how}\n\
+         \x20 export SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS={servers}\n\
          \x20 sweepstream search show {}\n\
          \x20 sweepstream trials list\n\
          \x20 curl http://{}/metrics\n\
@@ -120,7 +125,10 @@ fn train(topology: &Topology, started: &Started) -> Result {
         let running: Vec<String> = ours
             .iter()
             .filter(|trial| trial.state == "running")
-            .map(|trial| format!("#{} {} loss {:.3}", trial.number, trial.model, trial.loss.unwrap_or(f64::NAN)))
+            .map(|trial| {
+                let loss = trial.loss.map_or_else(String::new, |loss| format!(" loss {loss:.3}"));
+                format!("#{} {}{loss}", trial.number, trial.model)
+            })
             .collect();
         progress
             .set(ours.iter().map(|trial| trial.epoch).sum(), &format!("{ended} trials ended; {}", running.join(", ")));
