@@ -25,6 +25,8 @@ use support::{median, peak_rss_megabytes, Bench, Figures};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
+    // As the program does, before any thread starts.
+    std::env::set_var("RAYON_NUM_THREADS", "1");
     let arguments: Vec<String> = std::env::args().collect();
     let value = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name)?;

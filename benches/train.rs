@@ -27,6 +27,8 @@ const DIM: usize = 384;
 const LABELS: usize = 15;
 
 fn main() {
+    // As the program does, before any thread starts.
+    std::env::set_var("RAYON_NUM_THREADS", "1");
     let mut figures = Figures::default();
     let matrices = matrices(RECORDS);
     steps(&matrices, &mut figures);
