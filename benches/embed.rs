@@ -19,7 +19,7 @@ use sweepstream::kafka::topics::Declarations;
 use sweepstream::parts::Parts;
 use sweepstream::topology::{Stage, Topology};
 
-use support::{median, peak_rss_megabytes, Bench, Figures};
+use support::{median, own_names, peak_rss_megabytes, Bench, Figures};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -97,16 +97,8 @@ fn compare(rounds: usize) {
 
 /// From the first record polled to the last commit.
 fn stage(texts: &[String], servers: &str) -> f64 {
-    let mut settings = Settings::load(None, &[]).unwrap();
-    let unique = format!("b{}", std::process::id());
+    let mut settings = own_names(Settings::load(None, &[]).unwrap(), &format!("child-{}", std::process::id()));
     settings.kafka.bootstrap_servers = servers.to_owned();
-    settings.application_id.clone_from(&unique);
-    settings.topics.texts = format!("{unique}-texts");
-    settings.topics.features = format!("{unique}-features");
-    settings.topics.dead_letters = format!("{unique}-dead");
-    settings.topics.trials = format!("{unique}-trials");
-    settings.topics.output = format!("{unique}-output");
-    settings.http.address = Some("127.0.0.1:0".into());
     let _ = Declarations::load(&settings).unwrap().ensure(&settings, None).unwrap();
     let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> =
         client::producer(&settings).create().unwrap();

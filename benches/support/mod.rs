@@ -21,17 +21,20 @@ impl Bench {
 
     pub fn settings(&self) -> Settings {
         self.runs.set(self.runs.get() + 1);
-        let run = self.runs.get();
-        let mut settings = self.broker.settings();
-        settings.application_id = format!("bench-{run}");
-        settings.topics.texts = format!("texts-{run}");
-        settings.topics.features = format!("features-{run}");
-        settings.topics.dead_letters = format!("dead-letters-{run}");
-        settings.topics.trials = format!("trials-{run}");
-        settings.topics.output = format!("output-{run}");
-        settings.http.address = Some("127.0.0.1:0".into());
-        settings
+        own_names(self.broker.settings(), &format!("bench-{}", self.runs.get()))
     }
+}
+
+/// Gives a run topics and groups of its own, and an HTTP port.
+pub fn own_names(mut settings: Settings, run: &str) -> Settings {
+    settings.application_id = run.to_owned();
+    settings.topics.texts = format!("{run}-texts");
+    settings.topics.features = format!("{run}-features");
+    settings.topics.dead_letters = format!("{run}-dead-letters");
+    settings.topics.trials = format!("{run}-trials");
+    settings.topics.output = format!("{run}-output");
+    settings.http.address = Some("127.0.0.1:0".into());
+    settings
 }
 
 /// Figures by name; printed as they come, and as one JSON line at the end.
