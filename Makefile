@@ -1,5 +1,5 @@
 # `make` lists the targets. ARGS is handed on: make demo ARGS=--keep, make test ARGS='--test broker'.
-.PHONY: help parts build demo test check bench clean-parts
+.PHONY: help parts build demo test faults check bench memory clean-parts
 .DEFAULT_GOAL := help
 ARGS ?=
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
@@ -25,6 +25,11 @@ test: ## fetch the parts that are missing, then run all tests (ARGS goes to carg
 	@parts/fetch
 	cargo test --workspace $(ARGS)
 
+faults: ## kill, freeze and stop processes and the broker over thousands of texts, and judge (ARGS='--seed 7' repeats)
+	@parts/fetch --check-tools test
+	@parts/fetch
+	cargo test --test faults -- --long $(ARGS)
+
 check: ## formatting, lints and documentation, warnings as errors
 	@parts/fetch --check-tools check
 	cargo fmt --check
@@ -35,6 +40,11 @@ bench: ## run the benchmarks (ARGS goes to cargo bench)
 	@parts/fetch --check-tools test
 	@parts/fetch
 	cargo bench $(ARGS)
+
+memory: ## resident memory over 200,000 texts and 50 epochs (ARGS goes to the program)
+	@parts/fetch --check-tools test
+	@parts/fetch
+	cargo bench --bench memory -- $(ARGS)
 
 clean-parts: ## remove the fetched parts
 	@parts/fetch --clean

@@ -132,6 +132,14 @@ impl Default for Kafka {
     }
 }
 
+impl Kafka {
+    /// How long a dead producer's transaction may hold back readers and committed offsets: its timeout, and what the
+    /// broker takes to notice and to end it.
+    pub fn open_transaction_max(&self) -> Duration {
+        self.transaction_timeout + Duration::from_secs(15)
+    }
+}
+
 /// Which group protocol members speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -375,7 +383,21 @@ impl Settings {
     /// # Errors
     /// Names the first key that is unknown, has a wrong value, or does not fit another.
     pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Self, Error> {
-        Self::layered(file, std::env::vars(), flags)
+        // Of others' variables nothing is asked, not even that they are text.
+        let ours = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(ENV_PREFIX.as_bytes()));
+        let environment: Vec<(String, String)> = ours
+            .map(|(name, value)| {
+                let not_text = |key: String| Error::Invalid {
+                    key,
+                    place: "the environment".into(),
+                    message: "is not valid UTF-8".into(),
+                };
+                let name = name.into_string().map_err(|name| not_text(name.to_string_lossy().into_owned()))?;
+                let value = value.into_string().map_err(|_| not_text(name.clone()))?;
+                Ok((name, value))
+            })
+            .collect::<Result<_, Error>>()?;
+        Self::layered(file, environment, flags)
     }
 
     /// [`Settings::load`] over an explicit environment.
@@ -542,9 +564,10 @@ fn nonzero(value: usize) -> NonZeroUsize {
 
 /// Is the value of this librdkafka property something nobody should read in a log?
 fn is_secret(name: &str) -> bool {
-    ["password", "secret", "token", ".pem", "jaas", "credential", "oauthbearer.config"]
-        .iter()
-        .any(|part| name.contains(part))
+    let named = ["password", "secret", "token", ".pem", "jaas", "credential", "oauthbearer.config"];
+    // librdkafka refuses what is misspelt, and somebody looks for the mistake in what `config` shows.
+    let nearly = |part: &str| ["password", "secret"].iter().any(|word| strsim::damerau_levenshtein(part, word) <= 2);
+    named.iter().any(|part| name.contains(part)) || name.split('.').any(nearly)
 }
 
 /// Properties that promises rest on, and what to set instead.
@@ -591,6 +614,9 @@ const TOP_LEVEL: &[&str] = &["application_id"];
 /// Variables of ours that are not settings.
 const NOT_SETTINGS: &[&str] = &["config", "parts", "peers"];
 
+/// More than any setting's name has; what is deeper costs more than it is worth.
+const PATH_SEGMENTS_MAX: usize = 8;
+
 fn environment_dict(environment: impl IntoIterator<Item = (String, String)>) -> Result<Dict, Error> {
     let mut dict = Dict::new();
     for (name, value) in environment {
@@ -613,6 +639,13 @@ fn environment_dict(environment: impl IntoIterator<Item = (String, String)>) -> 
             ["kafka", "properties", property] => {
                 let path = ["kafka", "properties", &property.replace('_', ".")];
                 insert(&mut dict, &path, typed(&path, &value));
+            }
+            path if path.len() > PATH_SEGMENTS_MAX => {
+                return Err(Error::UnknownKey {
+                    key: shortened(&name),
+                    place: "the environment".into(),
+                    hint: format!("; names are {ENV_PREFIX}<SECTION>__<KEY>"),
+                });
             }
             _ => insert(&mut dict, &path, typed(&path, &value)),
         }
@@ -645,7 +678,11 @@ fn typed(path: &[&str], value: &str) -> Value {
     if path.starts_with(&["kafka", "properties"]) || OPTIONAL_TEXT.iter().any(|text| text == path) || is_text() {
         Value::from(value)
     } else {
-        value.parse().unwrap_or_else(|never| match never {})
+        // figment's own parser stumbles over some escapes.
+        match value.trim().parse::<toml::Value>() {
+            Ok(toml::Value::Datetime(_)) | Err(_) => Value::from(value),
+            Ok(parsed) => Value::serialize(parsed).unwrap_or_else(|_| Value::from(value)),
+        }
     }
 }
 
@@ -672,6 +709,15 @@ pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
         .filter(|(distance, candidate)| *distance <= 3.min(candidate.len() / 2).max(1))
         .min()
         .map(|(_, candidate)| candidate)
+}
+
+/// The beginning of a message that may quote what came from outside: short enough for a log line or a header.
+pub fn shortened(message: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    match message.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}… ({} bytes)", &message[..end], message.len()),
+        None => message.to_owned(),
+    }
 }
 
 fn from_figment(error: figment::Error, fallback: &str) -> Error {

@@ -1,6 +1,8 @@
 //! Input record → document, or why not. Pure.
 
-use crate::config::{Input, InputFormat};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::config::{shortened, Input, InputFormat};
 
 /// Name of the header that carries a label, in `texts` and in `features`.
 pub const LABEL_HEADER: &str = "label";
@@ -29,6 +31,12 @@ pub enum Invalid {
         what: &'static str,
         /// The first wrong byte.
         at: usize,
+    },
+    /// Readers of headers would stumble over it, and it may be the label's.
+    #[error("the name of header {number} is not valid UTF-8")]
+    HeaderName {
+        /// From 1.
+        number: usize,
     },
     /// The value is not a JSON object.
     #[error("the value is not a JSON object: {0}")]
@@ -69,9 +77,10 @@ pub enum Invalid {
 
 impl Invalid {
     /// All reasons, as metrics label them.
-    pub const REASONS: [&'static str; 8] = [
+    pub const REASONS: [&'static str; 9] = [
         "null_value",
         "invalid_utf8",
+        "invalid_header",
         "invalid_json",
         "missing_field",
         "field_type",
@@ -85,6 +94,7 @@ impl Invalid {
         match self {
             Self::NullValue => "null_value",
             Self::Utf8 { .. } => "invalid_utf8",
+            Self::HeaderName { .. } => "invalid_header",
             Self::Json(_) => "invalid_json",
             Self::MissingField(_) => "missing_field",
             Self::FieldType { .. } => "field_type",
@@ -118,48 +128,143 @@ pub fn document(settings: &Input, value: Option<&[u8]>, label: Option<&[u8]>) ->
 
 fn json_document(settings: &Input, value: &[u8], header_label: Option<String>) -> Result<Document, Invalid> {
     let _ = utf8("the value", value)?;
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(value).map_err(|error| Invalid::Json(error.to_string()))?;
-    let text = match object.get(&settings.text_field) {
-        Some(serde_json::Value::String(text)) => text.clone(),
+    let [text, label, id] = json_fields([&settings.text_field, &settings.label_field, &settings.id_field], value)
+        // It quotes what it does not like, however long that is.
+        .map_err(|error| Invalid::Json(shortened(&error.to_string())))?;
+    let text = match text {
+        Some(Field::Text(text)) => text,
         Some(other) => {
             return Err(Invalid::FieldType {
                 field: settings.text_field.clone(),
-                found: kind(other),
+                found: other.kind(),
                 wanted: "a string",
             })
         }
         None => return Err(Invalid::MissingField(settings.text_field.clone())),
     };
-    let label = scalar(&object, &settings.label_field)?.or(header_label);
-    let id = scalar(&object, &settings.id_field)?.map(String::into_bytes);
+    let label = scalar(label, &settings.label_field)?.or(header_label);
+    let id = scalar(id, &settings.id_field)?.map(String::into_bytes);
     Ok(Document { text, label, id })
 }
 
 /// A string, number or boolean as text; null is the same as absent.
-fn scalar(object: &serde_json::Map<String, serde_json::Value>, field: &str) -> Result<Option<String>, Invalid> {
-    use serde_json::Value;
-    match object.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Number(number)) => Ok(Some(number.to_string())),
-        Some(Value::Bool(flag)) => Ok(Some(flag.to_string())),
-        Some(other) => Err(Invalid::FieldType {
+fn scalar(value: Option<Field>, field: &str) -> Result<Option<String>, Invalid> {
+    match value {
+        None | Some(Field::Null) => Ok(None),
+        Some(Field::Text(text)) => Ok(Some(text)),
+        Some(Field::Number(number)) => Ok(Some(number.to_string())),
+        Some(Field::Flag(flag)) => Ok(Some(flag.to_string())),
+        Some(other @ (Field::Array | Field::Object)) => Err(Invalid::FieldType {
             field: field.to_owned(),
-            found: kind(other),
+            found: other.kind(),
             wanted: "a string, number or boolean",
         }),
     }
 }
 
-fn kind(value: &serde_json::Value) -> &'static str {
-    match value {
-        serde_json::Value::Null => "null",
-        serde_json::Value::Bool(_) => "a boolean",
-        serde_json::Value::Number(_) => "a number",
-        serde_json::Value::String(_) => "a string",
-        serde_json::Value::Array(_) => "an array",
-        serde_json::Value::Object(_) => "an object",
+/// Fields of an object by name, the last of each. What nobody asked for is skipped and takes no memory.
+fn json_fields(names: [&String; 3], object: &[u8]) -> serde_json::Result<[Option<Field>; 3]> {
+    struct Object<'n>([&'n String; 3]);
+
+    impl<'de> Visitor<'de> for Object<'_> {
+        type Value = [Option<Field>; 3];
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = [None, None, None];
+            while let Some(key) = map.next_key::<String>()? {
+                if !self.0.contains(&&key) {
+                    let _ = map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+                let value: Field = map.next_value()?;
+                // Two settings may name the same field.
+                for (found, _) in found.iter_mut().zip(self.0).filter(|(_, name)| **name == key) {
+                    *found = Some(value.clone());
+                }
+            }
+            Ok(found)
+        }
+    }
+
+    let mut deserializer = serde_json::Deserializer::from_slice(object);
+    let found = deserializer.deserialize_map(Object(names))?;
+    deserializer.end()?;
+    Ok(found)
+}
+
+/// A JSON value; of arrays and objects only what they are.
+#[derive(Clone, Debug)]
+enum Field {
+    Null,
+    Flag(bool),
+    Number(serde_json::Number),
+    Text(String),
+    Array,
+    Object,
+}
+
+impl Field {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Flag(_) => "a boolean",
+            Self::Number(_) => "a number",
+            Self::Text(_) => "a string",
+            Self::Array => "an array",
+            Self::Object => "an object",
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Field {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Field;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Field, E> {
+                Ok(Field::Null)
+            }
+
+            fn visit_bool<E>(self, flag: bool) -> Result<Field, E> {
+                Ok(Field::Flag(flag))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Field, E> {
+                Ok(Field::Number(number.into()))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Field, E> {
+                Ok(Field::Number(number.into()))
+            }
+
+            fn visit_f64<E>(self, number: f64) -> Result<Field, E> {
+                Ok(serde_json::Number::from_f64(number).map_or(Field::Null, Field::Number))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Field, E> {
+                Ok(Field::Text(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Field, A::Error> {
+                IgnoredAny.visit_seq(seq).map(|_| Field::Array)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Field, A::Error> {
+                IgnoredAny.visit_map(map).map(|_| Field::Object)
+            }
+        }
+
+        deserializer.deserialize_any(Any)
     }
 }
 
@@ -189,6 +294,18 @@ mod tests {
         assert_eq!(found, Document { text: "good day".into(), label: Some("3".into()), id: Some(b"k1".to_vec()) });
         let header = document(&json(), Some(br#"{"text": "x", "label": null}"#), Some(b"h")).unwrap();
         assert_eq!(header.label.as_deref(), Some("h"));
+        let twice =
+            document(&json(), Some(br#"{"text": "a", "id": 1.50, "text": "b", "x": {"text": 1}}"#), None).unwrap();
+        assert_eq!((twice.text.as_str(), twice.id.as_deref()), ("b", Some(b"1.5".as_slice())));
+        let one = Input { id_field: "text".into(), ..json() };
+        assert_eq!(document(&one, Some(br#"{"text": "a"}"#), None).unwrap().id.as_deref(), Some(b"a".as_slice()));
+    }
+
+    #[test]
+    fn the_reason_does_not_grow_with_the_value() {
+        let long = format!("\"{}\"", "\u{ffff}".repeat(100_000));
+        let reason = document(&json(), Some(long.as_bytes()), None).unwrap_err().to_string();
+        assert!(reason.contains("invalid type: string") && reason.len() < 500, "{} bytes", reason.len());
     }
 
     #[test]

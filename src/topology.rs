@@ -1,9 +1,10 @@
-//! The one place that wires stages together, starts them, and stops them in data order.
+//! The one place that wires stages together, starts them, and stops them.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
@@ -11,13 +12,13 @@ use crate::embed::model::Model;
 use crate::embed::stage as embed;
 use crate::kafka::client;
 use crate::kafka::topics::{Declarations, TopicSet};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, TransactionOutcome};
 use crate::parts::Parts;
 use crate::status::Status;
 use crate::train::pool as train;
 use crate::{http, kafka};
 
-/// A stage that has worked for this long starts its count of rebuilds afresh.
+/// A stage that has worked for this long, or committed something, starts its count of rebuilds afresh.
 const HEALTHY: Duration = Duration::from_secs(600);
 
 /// What stopping may take beyond the drain timeout before a stage is left behind.
@@ -72,6 +73,32 @@ pub enum Error {
     /// A thread could not be started.
     #[error("starting a thread: {0}")]
     Thread(std::io::Error),
+}
+
+/// What supervision asks of a stage's error.
+trait Failure: std::fmt::Display + Send + 'static {
+    /// Can the stage be built anew and go on?
+    fn passes(&self) -> bool;
+    /// May Kafka just be away?
+    fn is_away(&self) -> bool;
+}
+
+impl Failure for embed::Error {
+    fn passes(&self) -> bool {
+        self.passes()
+    }
+    fn is_away(&self) -> bool {
+        self.is_away()
+    }
+}
+
+impl Failure for train::Error {
+    fn passes(&self) -> bool {
+        self.passes()
+    }
+    fn is_away(&self) -> bool {
+        self.is_away()
+    }
 }
 
 /// Stages that are running.
@@ -131,7 +158,11 @@ impl Topology {
     fn start_embed(&mut self, mut model: Model) -> Result<(), Error> {
         self.status.embed().want();
         let stop = CancellationToken::new();
+        let instance =
+            self.settings.kafka.group_instance_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let context = embed::Context {
+            undone: false.into(),
+            transactional_id: format!("{}.{instance}", self.settings.embed_group()),
             settings: self.settings.clone(),
             topics: self.topics.clone(),
             metrics: self.metrics.clone(),
@@ -139,7 +170,8 @@ impl Topology {
             stop: stop.clone(),
         };
         tracing::info!(embedder = %model.embedder, dim = model.dim, sessions = model.sessions.len(), "embed stage starts");
-        self.supervise(Stage::Embed, stop, move |_| embed::run(&context, &mut model), embed::Error::passes)
+        let committed = context.metrics.embed.transactions.with_label_values(&[TransactionOutcome::Committed.label()]);
+        self.supervise(Stage::Embed, stop, move || embed::run(&context, &mut model), committed)
     }
 
     fn start_train(&mut self) -> Result<(), Error> {
@@ -153,36 +185,48 @@ impl Topology {
             stop: stop.clone(),
         });
         tracing::info!(parallel = self.settings.train.parallel(), "train stage starts");
-        self.supervise(Stage::Train, stop, move |_| train::run(&context), train::Error::passes)
+        let committed = context.metrics.train.transactions.with_label_values(&[TransactionOutcome::Committed.label()]);
+        self.supervise(Stage::Train, stop, move || train::run(&context), committed)
     }
 
-    /// Runs a stage on a thread of its own; builds it anew after failures that pass, a bounded number of times.
+    /// Runs a stage on a thread of its own; builds it anew after failures that pass, a bounded number of times in a row.
+    /// While no broker answers there is nothing to build, so that time is waited for and does not count.
     fn supervise<E>(
         &mut self,
         stage: Stage,
         stop: CancellationToken,
-        mut run: impl FnMut(u32) -> Result<(), E> + Send + 'static,
-        passes: fn(&E) -> bool,
+        mut run: impl FnMut() -> Result<(), E> + Send + 'static,
+        committed: IntCounter,
     ) -> Result<(), Error>
     where
-        E: std::fmt::Display + Send + 'static,
+        E: Failure,
         Error: From<E>,
     {
         let (stopped, ended) = (stop.clone(), self.ended.clone());
-        let rebuilds_max = self.settings.run.rebuilds_max.get();
+        let settings = self.settings.clone();
+        let rebuilds_max = settings.run.rebuilds_max.get();
         let work = move || {
             let _ended = ended.drop_guard();
             let mut rebuilds = 0;
             loop {
-                let started = Instant::now();
-                let error = match run(rebuilds) {
+                let (started, before) = (Instant::now(), committed.get());
+                let error = match run() {
                     Ok(()) => return Ok(()),
                     Err(error) => error,
                 };
-                if started.elapsed() > HEALTHY {
+                if started.elapsed() > HEALTHY || committed.get() > before {
                     rebuilds = 0;
                 }
-                if stopped.is_cancelled() || !passes(&error) || rebuilds >= rebuilds_max {
+                let away = error.is_away() && client::await_return(&settings, || stopped.is_cancelled())?;
+                if error.passes() && stopped.is_cancelled() {
+                    tracing::warn!(stage = stage.name(), %error, "stopped; what was in flight is left to its successor");
+                    return Ok(());
+                }
+                if away {
+                    tracing::warn!(stage = stage.name(), %error, "stage failed while kafka was away; building it anew");
+                    continue;
+                }
+                if !error.passes() || rebuilds >= rebuilds_max {
                     tracing::error!(stage = stage.name(), %error, rebuilds, "stage failed for good");
                     return Err(error.into());
                 }
@@ -206,7 +250,7 @@ impl Topology {
         self.ended.clone()
     }
 
-    /// Stops the stages in data order, each within the drain timeout, and returns the first failure.
+    /// Stops the stages side by side, each within the drain timeout, and returns the first failure.
     ///
     /// # Errors
     /// Why a stage failed, during its work or while stopping.

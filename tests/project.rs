@@ -665,6 +665,20 @@ fn wrong_flags_end_with_64_and_wrong_settings_with_78() {
 }
 
 #[test]
+fn variables_that_are_no_text_are_named_if_they_are_ours() {
+    use std::os::unix::ffi::OsStrExt;
+    let not_text = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    let with = |name: &str| {
+        Command::new(env!("CARGO_BIN_EXE_sweepstream")).arg("config").env(name, not_text).output().unwrap()
+    };
+    assert_eq!(with("SOMEBODY_ELSES").status.code(), Some(0));
+    let ours = with("SWEEPSTREAM_TOPICS__TEXTS");
+    let stderr = String::from_utf8(ours.stderr).unwrap();
+    assert_eq!(ours.status.code(), Some(78), "{stderr}");
+    assert!(stderr.contains("SWEEPSTREAM_TOPICS__TEXTS") && stderr.contains("UTF-8"), "{stderr}");
+}
+
+#[test]
 fn a_missing_part_says_how_to_get_it() {
     let ended = sweepstream(&["parts"], &[("SWEEPSTREAM_PARTS", "no/such/folder")]);
     assert!(ended.stderr.contains("make parts") && ended.stderr.contains("ORT_DYLIB_PATH"), "{}", ended.stderr);
@@ -742,6 +756,21 @@ fn topics_are_declared_for_every_name_in_the_settings() {
         let file = PathBuf::from(format!("topics/{}.toml", key.replace('_', "-")));
         assert!(declared.contains(&file), "{}", file.display());
     }
+}
+
+#[test]
+fn values_from_outside_are_what_they_would_be_in_a_file() {
+    let value =
+        |value: &str| layered(None, &[("SWEEPSTREAM_EMBED__MAX_LENGTH", value)]).map(|s| s.embed.max_length.get());
+    for (text, wanted) in [("128", 128), (" 128 ", 128), ("1_00", 100), ("0x80", 128)] {
+        assert_eq!(value(text).unwrap(), wanted, "{text}");
+    }
+    for text in ["", "many", "1.5", "-1", "[1]", "{a = 1}", "1979-05-27", "128\nb = 1", "\"x\u{fffd}\\u0000\"", "nan"] {
+        let message = message(value(text).map(|_| Settings::default()));
+        assert!(message.contains("embed.max_length"), "{text}: {message}");
+    }
+    let flag = |text: &str| Settings::layered(None, [], &[("embed.from_start".into(), text.into())]);
+    assert!(flag("true").unwrap().embed.from_start && flag("yes").is_err());
 }
 
 #[test]

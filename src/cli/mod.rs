@@ -17,6 +17,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use rdkafka::error::KafkaError;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Settings;
@@ -69,7 +70,15 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = error.downcast_ref::<kafka::Error>() {
         return match error {
             kafka::Error::Unreachable { .. } => Some(code::UNAVAILABLE),
-            kafka::Error::Topics(_) | kafka::Error::Declaration { .. } => Some(code::CONFIG),
+            kafka::Error::Refused { .. } | kafka::Error::Topics(_) | kafka::Error::Declaration { .. } => {
+                Some(code::CONFIG)
+            }
+            // Properties that make no client.
+            kafka::Error::Call { source: KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), .. } => {
+                Some(code::CONFIG)
+            }
+            // Brokers that went away again after the first answer, while topics were looked at, say.
+            error if error.passes_by_itself() => Some(code::UNAVAILABLE),
             _ => None,
         };
     }
@@ -234,4 +243,22 @@ fn start_logging(settings: &Settings) -> Result {
 /// Waits until the cluster answers, for subcommands that speak to it.
 fn connect(environment: &Environment) -> Result {
     Ok(kafka::client::await_cluster(&environment.settings)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+    use super::*;
+
+    #[test]
+    fn brokers_that_go_away_during_a_start_end_it_with_69() {
+        let code = |error| {
+            let error = kafka::Error::call("asking for topics")(error);
+            Failure::from(crate::topology::Error::from(error)).code
+        };
+        assert_eq!(code(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerTransportFailure)), code::UNAVAILABLE);
+        assert_eq!(code(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)), code::UNAVAILABLE);
+        assert_eq!(code(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed)), code::FAILURE);
+    }
 }

@@ -4,22 +4,25 @@
 //! after the producer had to be rebuilt it is sent again from the committed offsets on. So nothing is ever re-read
 //! or embedded twice because of a failed transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
+use fail::fail_point;
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::{Headers, Message};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{Context, Error, InFlight};
 use super::{recover, Chunk, Record};
-use crate::features::codec::{EMBEDDER_HEADER, SOURCE_HEADER, TRUNCATED_HEADER};
+use crate::features::codec::{source_digest, DIGEST_HEADER, EMBEDDER_HEADER, SOURCE_HEADER, TRUNCATED_HEADER};
 use crate::input::{Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Lease, LeaseState, Wake};
+use crate::kafka::offsets::CommittedWatch;
 use crate::kafka::topics;
 use crate::kafka::transaction::{Outgoing, Transaction, TransactionalProducer};
 use crate::kafka::Class;
@@ -30,10 +33,12 @@ pub(super) struct Committer<'c> {
     context: &'c Context,
     embedder: String,
     lease: Arc<Lease>,
-    transactional_id: String,
     producer: Option<TransactionalProducer>,
+    watch: CommittedWatch,
     features_bytes_max: usize,
     dead_letter_bytes_max: usize,
+    /// Something of this chunk was too large, and headers that nobody can measure may be it.
+    refused_size: bool,
 }
 
 /// What one committed transaction held.
@@ -50,23 +55,25 @@ struct Tally {
 impl<'c> Committer<'c> {
     pub fn new(context: &'c Context, embedder: String, lease: Arc<Lease>) -> Result<Self, Error> {
         let settings = &context.settings;
-        let instance = settings.kafka.group_instance_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let group = settings.embed_group();
         let mut committer = Self {
+            watch: CommittedWatch::new(settings, &group, &context.topics.texts.name)?,
             context,
             embedder,
             lease,
-            transactional_id: format!("{}.{instance}", settings.embed_group()),
             producer: None,
             features_bytes_max: context.topics.features.message_bytes_max,
             dead_letter_bytes_max: context.topics.dead_letters.message_bytes_max,
+            refused_size: false,
         };
         committer.producer = Some(committer.new_producer()?);
         Ok(committer)
     }
 
     fn new_producer(&self) -> Result<TransactionalProducer, Error> {
+        fail_point!("embed.commit.new_producer");
         let limits_bytes = [self.features_bytes_max, self.dead_letter_bytes_max];
-        Ok(TransactionalProducer::new(&self.context.settings, &self.transactional_id, &limits_bytes)?)
+        Ok(TransactionalProducer::new(&self.context.settings, &self.context.transactional_id, &limits_bytes)?)
     }
 
     /// Commits chunk after chunk, in the order in which they were formed, until the group is `left`.
@@ -100,18 +107,34 @@ impl<'c> Committer<'c> {
     fn commit(&mut self, records: &[Record], matrices: &[Option<Vec<u8>>]) -> Result<(), Error> {
         let attempts_max = self.context.settings.run.rebuilds_max.get();
         let mut attempts = 0;
+        self.refused_size = false;
         // After a producer died, what it committed last is not known: offsets below these are done.
         let mut done: BTreeMap<i32, i64> = BTreeMap::new();
         loop {
+            let replaced = match self.producer {
+                Some(_) => Ok(()),
+                None => self.replace_producer(records, &mut done)?,
+            };
             let lease = Arc::clone(&self.lease);
             let mut state = lease.hold();
             let version = state.version;
             let started = Instant::now();
-            let result = self.attempt(records, matrices, &state, &done);
-            if let Ok(Some(tally)) = &result {
-                state.committed.extend(&tally.next);
+            let result = replaced.and_then(|()| self.attempt(records, matrices, &state, &done));
+            match &result {
+                Ok(Some(tally)) => state.committed.extend(&tally.next),
+                // All that is ours was done by the producer before.
+                Ok(None) => raise(&mut state, records, &done),
+                Err(_) => {}
             }
             drop(state);
+            match result {
+                Err(error @ kafka::Error::Data { .. }) => return Err(error.into()),
+                Err(error @ kafka::Error::Undone { .. }) => {
+                    self.context.undone.store(true, Ordering::Release);
+                    return Err(error.into());
+                }
+                _ => {}
+            }
             let metrics = &self.context.metrics.embed;
             metrics.transaction_duration.observe(started.elapsed().as_secs_f64());
             let count = |outcome: TransactionOutcome| metrics.transactions.with_label_values(&[outcome.label()]).inc();
@@ -120,6 +143,7 @@ impl<'c> Committer<'c> {
                 Ok(Some(tally)) => {
                     count(TransactionOutcome::Committed);
                     self.report(&tally);
+                    fail_point!("embed.commit.after_report");
                     return Ok(());
                 }
                 Err(error) => error,
@@ -137,6 +161,7 @@ impl<'c> Committer<'c> {
                 Class::Retriable | Class::Abort => {
                     count(TransactionOutcome::Aborted);
                     if error.code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+                        self.refused_size = true;
                         self.refresh_limits()?;
                     }
                     std::thread::sleep(Duration::from_millis(100) * attempts);
@@ -153,14 +178,38 @@ impl<'c> Committer<'c> {
             if attempts >= attempts_max {
                 return Err(error.into());
             }
-            if self.producer.is_none() {
-                self.producer = Some(self.new_producer()?);
-                let mut partitions: Vec<i32> = records.iter().map(|record| record.message.partition()).collect();
-                partitions.sort_unstable();
-                partitions.dedup();
-                done = recover::committed(self.context, &partitions)?;
-            }
         }
+    }
+
+    /// A producer in the place of one that died, and what that one had done of these records.
+    fn replace_producer(
+        &mut self,
+        records: &[Record],
+        done: &mut BTreeMap<i32, i64>,
+    ) -> Result<kafka::Result<()>, Error> {
+        let mut producer = self.new_producer()?;
+        let partitions: BTreeSet<i32> = records.iter().map(|record| record.message.partition()).collect();
+        let partitions: Vec<i32> = partitions.into_iter().collect();
+        let found = self.scrub(&mut producer, &partitions).and_then(|()| recover::committed(self.context, &partitions));
+        Ok(found.map(|found| {
+            *done = found;
+            self.producer = Some(producer);
+        }))
+    }
+
+    /// Ends whatever the producer before has left open, so that no commit of this one can make it visible.
+    fn scrub(&self, producer: &mut TransactionalProducer, partitions: &[i32]) -> kafka::Result<()> {
+        let state = self.lease.hold();
+        let Some(metadata) = state.metadata.as_deref() else { return Ok(()) };
+        let committed = self.watch.read(partitions)?.into_iter();
+        let positions: Vec<(i32, i64)> = committed
+            .filter(|(partition, _)| state.partitions.contains_key(partition))
+            .map(|(partition, committed)| (partition, committed.offset))
+            .collect();
+        if positions.is_empty() {
+            return Ok(());
+        }
+        recover::scrub(self.context, producer, &positions, &self.context.transactional_id, metadata)
     }
 
     /// One transaction; `None` when nothing of the chunk is ours any more.
@@ -176,35 +225,84 @@ impl<'c> Committer<'c> {
             state.partitions.get(&partition) == Some(&record.assignment)
                 && done.get(&partition).is_none_or(|&offset| record.message.offset() >= offset)
         };
-        let Some(metadata) = state.metadata.as_deref() else { return Ok(None) };
         let mut live = records.iter().zip(matrices).filter(|(record, _)| ours(record)).peekable();
         if live.peek().is_none() {
             return Ok(None);
         }
+        self.confirm(&state.committed)?;
+        let Some(metadata) = state.metadata.as_deref() else {
+            return Err(kafka::Error::no_member(&self.context.topics.texts.name));
+        };
         let Some(mut producer) = self.producer.take() else { return Ok(None) };
         let result = (|| {
+            fail_point!("embed.commit.before_begin");
             let mut transaction = producer.begin()?;
+            fail_point!("embed.commit.after_begin");
             let mut tally = Tally::default();
             for (record, matrix) in live {
                 self.send(&mut transaction, record, matrix.as_deref(), &mut tally)?;
+                fail_point!("embed.commit.between_sends");
                 let _ = tally.next.insert(record.message.partition(), record.message.offset() + 1);
                 tally.timestamps_ms.extend(record.message.timestamp().to_millis());
             }
+            fail_point!("embed.commit.after_sends");
             transaction.send_offsets(&self.offsets(&tally.next)?, metadata)?;
+            fail_point!("embed.commit.after_offsets");
             transaction.commit()?;
+            fail_point!("embed.commit.after_commit");
             Ok(Some(tally))
         })();
         self.producer = Some(producer);
         result
     }
 
-    fn offsets(&self, next: &BTreeMap<i32, i64>) -> kafka::Result<TopicPartitionList> {
-        let mut list = TopicPartitionList::with_capacity(next.len());
-        for (&partition, &offset) in next {
-            list.add_partition_offset(&self.context.topics.texts.name, partition, Offset::Offset(offset))
-                .map_err(kafka::Error::call("listing offsets"))?;
+    /// Kafka must hold what was committed last, or what follows would hide that it does not.
+    ///
+    /// It removes a topic's offsets with the topic, and a consumer reads on in a new topic of the same name as if nothing
+    /// had happened. A broker that is restarted in the midst of a commit may undo it.
+    /// All owned partitions are looked at: one commit of the group's coordinator decides about all that is pending.
+    fn confirm(&self, expected: &BTreeMap<i32, i64>) -> kafka::Result<()> {
+        let topic = &self.context.topics.texts.name;
+        let partitions: Vec<i32> = expected.keys().copied().collect();
+        let mut slow = false;
+        let deadline = Instant::now() + recover::SETTLE;
+        loop {
+            let committed = match slow {
+                false => {
+                    self.watch.read(&partitions)?.into_iter().map(|(p, committed)| (p, committed.offset)).collect()
+                }
+                // Markers that are merely slow are waited for here.
+                true => recover::committed(self.context, &partitions)?,
+            };
+            let held = |partition: &i32| committed.get(partition).copied();
+            if let Some(&partition) = partitions.iter().find(|&partition| held(partition).is_none()) {
+                let message = format!(
+                    "the committed offset of group `{}` has vanished while the stage was running: the topic was deleted and created again; what it holds now was not embedded; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it",
+                    self.context.settings.embed_group()
+                );
+                return Err(kafka::Error::data(topic, partition, message));
+            }
+            let behind = |partition: &&i32| held(partition) < expected.get(partition).copied();
+            let Some(&partition) = partitions.iter().find(behind) else { return Ok(()) };
+            if slow {
+                let offset = |offset: Option<i64>| format!("offset {}", offset.unwrap_or(0));
+                return Err(kafka::Error::Undone {
+                    topic: topic.clone(),
+                    partition,
+                    group: self.context.settings.embed_group(),
+                    held: offset(held(&partition)),
+                    committed: offset(expected.get(&partition).copied()),
+                });
+            }
+            slow = Instant::now() > deadline;
+            std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(list)
+    }
+
+    fn offsets(&self, next: &BTreeMap<i32, i64>) -> kafka::Result<TopicPartitionList> {
+        let next: Vec<(i32, i64)> = next.iter().map(|(&partition, &offset)| (partition, offset)).collect();
+        let metadata = recover::commit_metadata(&self.context.transactional_id);
+        kafka::offsets::list(&self.context.topics.texts.name, &next, &metadata)
     }
 
     fn send(
@@ -216,18 +314,21 @@ impl<'c> Committer<'c> {
     ) -> kafka::Result<()> {
         let message = &record.message;
         let source = format!("{}/{}/{}", message.topic(), message.partition(), message.offset());
+        let digest = source_digest(message.payload());
         let invalid = match (&record.content, matrix) {
             (Ok(text), Some(matrix)) => {
-                let mut headers: Vec<(&str, Option<&[u8]>)> = Vec::with_capacity(4);
+                let mut headers: Vec<(&str, Option<&[u8]>)> = Vec::with_capacity(5);
                 headers.extend(text.label.as_deref().map(|label| (LABEL_HEADER, Some(label.as_bytes()))));
                 headers.push((EMBEDDER_HEADER, Some(self.embedder.as_bytes())));
                 headers.push((SOURCE_HEADER, Some(source.as_bytes())));
+                headers.push((DIGEST_HEADER, Some(digest.as_bytes())));
                 headers.extend(text.tokenized.truncated.then_some((TRUNCATED_HEADER, Some(b"true".as_slice()))));
                 let outgoing = Outgoing {
                     topic: &self.context.topics.features.name,
                     partition: message.partition(),
                     key: message.key().or(text.id.as_deref()),
                     value: Some(matrix),
+                    inherited: None,
                     headers: &headers,
                 };
                 let bytes = outgoing.batch_bytes();
@@ -242,7 +343,7 @@ impl<'c> Committer<'c> {
             (Err(invalid), _) => invalid.clone(),
         };
         *tally.dead.entry(invalid.reason()).or_default() += 1;
-        self.send_dead_letter(transaction, record, &invalid, &source)
+        self.send_dead_letter(transaction, record, &invalid, &source, &digest)
     }
 
     /// The input's bytes and headers, untouched, and why (KIP-1034). What does not fit goes without its value.
@@ -252,11 +353,12 @@ impl<'c> Committer<'c> {
         record: &Record,
         invalid: &Invalid,
         source: &str,
+        digest: &str,
     ) -> kafka::Result<()> {
         let message = &record.message;
         let (partition, offset, cause) =
             (message.partition().to_string(), message.offset().to_string(), invalid.to_string());
-        let added: [(&str, Option<&[u8]>); 7] = [
+        let added: [(&str, Option<&[u8]>); 8] = [
             ("__streams.errors.exception", Some(invalid.reason().as_bytes())),
             ("__streams.errors.message", Some(cause.as_bytes())),
             ("__streams.errors.stacktrace", Some(b"")),
@@ -264,22 +366,20 @@ impl<'c> Committer<'c> {
             ("__streams.errors.partition", Some(partition.as_bytes())),
             ("__streams.errors.offset", Some(offset.as_bytes())),
             (SOURCE_HEADER, Some(source.as_bytes())),
+            (DIGEST_HEADER, Some(digest.as_bytes())),
         ];
-        let mut headers: Vec<(&str, Option<&[u8]>)> = Vec::new();
-        if let Some(original) = message.headers() {
-            headers.extend(original.iter().map(|header| (header.key, header.value)));
-        }
-        headers.extend(added);
         let topic = &self.context.topics.dead_letters;
         let mut outgoing = Outgoing {
             topic: &topic.name,
             partition: message.partition() % topic.partitions,
             key: message.key(),
             value: message.payload(),
-            headers: &headers,
+            inherited: message.headers(),
+            headers: &added,
         };
-        if outgoing.batch_bytes() > self.dead_letter_bytes_max {
-            outgoing = Outgoing { value: Some(b""), headers: &added, ..outgoing };
+        let immeasurable = matches!(invalid, Invalid::HeaderName { .. }) && self.refused_size;
+        if outgoing.batch_bytes() > self.dead_letter_bytes_max || immeasurable {
+            outgoing = Outgoing { value: Some(b""), inherited: None, ..outgoing };
         }
         if outgoing.batch_bytes() > self.dead_letter_bytes_max {
             outgoing.key = None;
@@ -289,6 +389,7 @@ impl<'c> Committer<'c> {
 
     /// Somebody lowered `max.message.bytes` while we run.
     fn refresh_limits(&mut self) -> Result<(), Error> {
+        let before = [self.features_bytes_max, self.dead_letter_bytes_max];
         let names = [self.context.topics.features.name.as_str(), self.context.topics.dead_letters.name.as_str()];
         let configs = topics::describe(&self.context.settings, names.into_iter())?;
         let limit = |name: &str| configs.get(name).and_then(|config| config.get("max.message.bytes")?.parse().ok());
@@ -297,6 +398,10 @@ impl<'c> Committer<'c> {
         }
         if let Some(bytes) = limit(names[1]) {
             self.dead_letter_bytes_max = bytes;
+        }
+        if before != [self.features_bytes_max, self.dead_letter_bytes_max] {
+            // It makes batches as large as the old limits allowed.
+            self.producer = None;
         }
         Ok(())
     }
@@ -313,5 +418,17 @@ impl<'c> Committer<'c> {
             metrics.latency.observe(((now_ms - timestamp_ms as f64) / 1e3).max(0.0));
         }
         self.context.status.add_verdicts(tally.embedded, tally.dead.values().sum());
+    }
+}
+
+/// Notes what had been committed of these records before anybody knew.
+fn raise(state: &mut LeaseState, records: &[Record], done: &BTreeMap<i32, i64>) {
+    for record in records {
+        let partition = record.message.partition();
+        if state.partitions.get(&partition) == Some(&record.assignment) {
+            if let (Some(committed), Some(&done)) = (state.committed.get_mut(&partition), done.get(&partition)) {
+                *committed = done.max(*committed);
+            }
+        }
     }
 }

@@ -1,90 +1,377 @@
 //! Where to begin reading newly assigned partitions.
 //!
-//! A group that never committed starts at the log's start. One whose offsets Kafka has forgotten must not embed
-//! everything again: what it did is written in the `source` headers of its own output.
+//! A committed offset of ours was committed together with the output it counts, so it is believed. One that somebody
+//! else has set must agree with the `source` headers of that output, and where Kafka has forgotten the offset, those
+//! headers alone say where to go on. A group that has never written anything starts at the log's start.
+//!
+//! Beside each offset stands the transactional id of the partition's owner. Whoever is assigned a partition on which a
+//! transaction is still open takes that id over: an owner ends its transactions before it gives a partition up, so
+//! this one is dead or asleep, and nobody has to wait for its timeout.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use rdkafka::message::{Headers, Message};
+use fail::fail_point;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::{BorrowedMessage, Message};
 
 use super::stage::{Context, Error};
-use crate::features::codec::SOURCE_HEADER;
+use crate::features::codec::{source_digest, DIGEST_HEADER, SOURCE_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::Member;
-use crate::kafka::offsets::{scan_back, Watermarks};
+use crate::kafka::headers;
+use crate::kafka::offsets::{scan, scan_back, CommittedWatch, Extent, Watermarks};
+use crate::kafka::transaction::{Outgoing, TransactionalProducer};
+use crate::kafka::Class;
 
-/// How long committed offsets may stay unknown: a dead predecessor's transaction holds them back.
-fn patience(context: &Context) -> Duration {
-    context.settings.kafka.transaction_timeout + Duration::from_secs(15)
+/// How long the markers of a transaction that has just ended may take.
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long committed offsets may stay unknown before somebody is taken for dead in the midst of committing them.
+const UNSTABLE: Duration = Duration::from_secs(5);
+
+/// Stored beside each offset that the stage commits; tools that reset a group leave it out.
+pub(super) fn commit_metadata(transactional_id: &str) -> String {
+    format!("sweepstream {transactional_id}")
 }
 
-/// The first offset to read of each partition.
+/// Stored beside the offset at which a partition begins that has no output yet.
+const BEGINS: &str = " begins";
+
+/// The transactional id in what [`commit_metadata`] has written.
+fn owner(metadata: &str) -> Option<&str> {
+    metadata.strip_suffix(BEGINS).unwrap_or(metadata).strip_prefix("sweepstream ")
+}
+
+/// The first offset to read of each partition, committed under our name.
 pub(super) fn positions(context: &Context, member: &Member, partitions: &[i32]) -> Result<Vec<(i32, i64)>, Error> {
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
-    let topic = &context.topics.texts.name;
-    let watermarks = Watermarks::new(&context.settings)?;
-    let committed = member.committed(partitions, patience(context))?;
-    partitions
-        .iter()
-        .map(|&partition| {
-            let extent = watermarks.extent(topic, partition)?;
-            let position = match committed.get(&partition) {
-                Some(&offset) if (extent.start..=extent.end).contains(&offset) => offset,
-                Some(&offset) => {
-                    return Err(kafka::Error::data(
-                        topic,
-                        partition,
-                        format!(
-                            "group `{}` committed offset {offset}, but the log holds {}..{}: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next",
-                            context.settings.embed_group(), extent.start, extent.end
-                        ),
-                    )
-                    .into())
-                }
-                None => forgotten(context, &watermarks, partition, extent.start)?,
-            };
-            Ok((partition, position))
-        })
-        .collect()
-}
-
-/// A partition without a committed offset: new, or forgotten.
-fn forgotten(context: &Context, watermarks: &Watermarks, partition: i32, start: i64) -> Result<i64, Error> {
-    match last_source(context, watermarks, partition)? {
-        Some(offset) => {
-            tracing::warn!(
-                topic = %context.topics.texts.name, partition, position = offset + 1,
-                "the group's offset is gone; going on after the last `source` header in its output"
-            );
-            Ok(offset + 1)
+    fail_point!("embed.recover.positions", |code| Err(kafka::Error::injected(code).into()));
+    let recovery = Recovery { context, watermarks: Watermarks::new(&context.settings)? };
+    let mut ended = recovery.end_open_transactions(member, &recovery.open(partitions)?)?;
+    let committed = match member.committed(partitions, UNSTABLE) {
+        Err(error) if error.code() == Some(RDKafkaErrorCode::OperationTimedOut) => {
+            ended.extend(recovery.end_open_transactions(member, partitions)?);
+            member.committed(partitions, context.settings.kafka.open_transaction_max())?
         }
-        None if context.settings.embed.from_start => Ok(start),
-        None if watermarks.capture(&context.topics.features.name, partition)?.end == 0 => Ok(start),
-        None => Err(Error::Position(format!(
-            "{}/{partition}: group `{}` has no committed offset, but {}/{partition} is not empty and its records name no source: embedding from the start could write everything twice; if that is wanted, start once with `--from-start`",
-            context.topics.texts.name,
-            context.settings.embed_group(),
-            context.topics.features.name
-        ))),
+        committed => committed?,
+    };
+    let undone = context.undone.load(Ordering::Acquire);
+    let (mut going_on, mut beginning) = (Vec::new(), Vec::new());
+    for &partition in partitions {
+        let texts = recovery.watermarks.extent(&context.topics.texts.name, partition)?;
+        match committed.get(&partition) {
+            Some(found) => {
+                recovery.check_in_log(partition, found.offset, texts)?;
+                if owner(&found.metadata).is_none() {
+                    match recovery.check_agrees(partition, found.offset, texts)? {
+                        true => going_on.push((partition, found.offset)),
+                        false => beginning.push((partition, found.offset)),
+                    }
+                } else if undone || ended.contains(&partition) {
+                    match recovery.after_output(partition, found.offset)? {
+                        Some(position) => going_on.push((partition, position)),
+                        None => beginning.push((partition, found.offset)),
+                    }
+                } else if found.metadata.ends_with(BEGINS) {
+                    beginning.push((partition, found.offset));
+                } else {
+                    recovery.check_output_exists(partition, found.offset, texts)?;
+                    going_on.push((partition, found.offset));
+                }
+            }
+            None => match recovery.forgotten(partition, texts)? {
+                (position, true) => going_on.push((partition, position)),
+                (position, false) => beginning.push((partition, position)),
+            },
+        }
     }
+    // The partition has our name now, and an offset that vanishes means that the topic is another one.
+    let name = commit_metadata(&context.transactional_id);
+    member.commit(&going_on, &name)?;
+    member.commit(&beginning, &format!("{name}{BEGINS}"))?;
+    context.undone.store(false, Ordering::Release);
+    going_on.append(&mut beginning);
+    Ok(going_on)
 }
 
-/// The highest input offset that any output of this partition names.
-fn last_source(context: &Context, watermarks: &Watermarks, partition: i32) -> Result<Option<i64>, Error> {
-    let texts = &context.topics.texts.name;
-    let source = |message: &rdkafka::message::BorrowedMessage<'_>| {
-        let headers = message.headers()?;
-        // A dead letter keeps the headers of its input, which may have a `source` of its own; ours comes after it.
-        let value = headers.iter().filter(|header| header.key == SOURCE_HEADER).last()?.value?;
-        parse_source(std::str::from_utf8(value).ok()?, texts, partition)
-    };
-    let feature = scan_back(&context.settings, watermarks, &context.topics.features.name, partition, source)?;
-    let dead = &context.topics.dead_letters;
-    let dead = scan_back(&context.settings, watermarks, &dead.name, partition % dead.partitions, source)?;
-    Ok(feature.into_iter().chain(dead).max())
+/// Writes to everything that a transaction over these positions writes to, and aborts.
+///
+/// A coordinator that is restarted may forget a transaction without having ended it in every partition; readers then
+/// wait for ever, and the *next* commit of the same producer would make its records visible. An abort ends it for good.
+pub(super) fn scrub(
+    context: &Context,
+    producer: &mut TransactionalProducer,
+    positions: &[(i32, i64)],
+    owner: &str,
+    metadata: &ConsumerGroupMetadata,
+) -> kafka::Result<()> {
+    let (features, dead) = (&context.topics.features, &context.topics.dead_letters);
+    let mut transaction = producer.begin()?;
+    for &(partition, _) in positions {
+        let places = [(&features.name, partition), (&dead.name, partition % dead.partitions)];
+        for (topic, partition) in places {
+            transaction.send(&Outgoing {
+                topic,
+                partition,
+                key: Some(b"scrub"),
+                value: None,
+                inherited: None,
+                headers: &[],
+            })?;
+        }
+    }
+    let offsets = kafka::offsets::list(&context.topics.texts.name, positions, &commit_metadata(owner))?;
+    transaction.send_offsets(&offsets, metadata)?;
+    transaction.abort()
+}
+
+/// The newest trace of an input in the stage's output.
+struct Trace {
+    offset: i64,
+    /// Absent in records that were written without it.
+    digest: Option<String>,
+}
+
+struct Recovery<'c> {
+    context: &'c Context,
+    watermarks: Watermarks,
+}
+
+impl Recovery<'_> {
+    /// Ends what former owners of these partitions have left open; returns those partitions.
+    fn end_open_transactions(&self, member: &Member, open: &[i32]) -> Result<BTreeSet<i32>, Error> {
+        if open.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let settings = &self.context.settings;
+        let texts = &self.context.topics.texts.name;
+        let named = CommittedWatch::new(settings, &self.group(), texts)?.read(open)?;
+        let mut owners: BTreeMap<&str, Vec<(i32, i64)>> = BTreeMap::new();
+        for (&partition, committed) in &named {
+            let ours = |owner: &&str| owner.starts_with(&format!("{}.", self.group()));
+            if let Some(owner) = owner(&committed.metadata).filter(ours) {
+                owners.entry(owner).or_default().push((partition, committed.offset));
+            }
+        }
+        let mut ended = BTreeSet::new();
+        for (owner, positions) in owners {
+            tracing::info!(
+                transactional_id = owner,
+                ?positions,
+                "ending the transaction that a former owner left open"
+            );
+            self.end_transaction_of(owner, &positions, member)?;
+            ended.extend(positions.iter().map(|&(partition, _)| partition));
+        }
+        Ok(ended)
+    }
+
+    /// Others who were given partitions of the same owner do the same, and each fences the one before.
+    fn end_transaction_of(&self, owner: &str, positions: &[(i32, i64)], member: &Member) -> Result<(), Error> {
+        const ATTEMPTS: u32 = 5;
+        for attempt in 0..ATTEMPTS {
+            let ended = TransactionalProducer::new(&self.context.settings, owner, &[])
+                .and_then(|mut producer| scrub(self.context, &mut producer, positions, owner, &member.metadata()?));
+            match ended {
+                Err(error) if error.class() == Class::Fenced => {
+                    tracing::debug!(%error, "somebody else ends it, too");
+                    std::thread::sleep(Duration::from_millis(u64::from(50 + std::process::id() % 100)) * (attempt + 1));
+                }
+                ended => return Ok(ended?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Partitions on which a transaction stays open for longer than one that has just ended.
+    fn open(&self, partitions: &[i32]) -> Result<Vec<i32>, Error> {
+        let topics = &self.context.topics;
+        let dead = &topics.dead_letters;
+        let is_open = |topic: &str, partition: i32| -> kafka::Result<bool> {
+            let end = self.watermarks.extent(topic, partition)?.end;
+            Ok(self.watermarks.stable_end(topic, partition)? < end)
+        };
+        let deadline = Instant::now() + SETTLE;
+        let mut open = partitions.to_vec();
+        loop {
+            let mut still = Vec::new();
+            for partition in open {
+                // A partition of dead letters that others write to, too, tells nothing.
+                let own = dead.partitions >= topics.texts.partitions;
+                if is_open(&topics.features.name, partition)? || (own && is_open(&dead.name, partition)?) {
+                    still.push(partition);
+                }
+            }
+            if still.is_empty() || Instant::now() > deadline {
+                return Ok(still);
+            }
+            open = still;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Where the output ends, when an offset of ours may have parted from it; `None` if there is none.
+    fn after_output(&self, partition: i32, offset: i64) -> Result<Option<i64>, Error> {
+        let Some(last) = self.last(partition)? else { return Ok(None) };
+        let position = last.offset + 1;
+        if position != offset {
+            tracing::warn!(
+                partition,
+                offset,
+                position,
+                "the committed offset and the output had parted; the output counts"
+            );
+        }
+        Ok(Some(position))
+    }
+
+    fn error(&self, partition: i32, message: String) -> Error {
+        kafka::Error::data(&self.context.topics.texts.name, partition, message).into()
+    }
+
+    fn group(&self) -> String {
+        self.context.settings.embed_group()
+    }
+
+    fn check_in_log(&self, partition: i32, offset: i64, texts: Extent) -> Result<(), Error> {
+        if (texts.start..=texts.end).contains(&offset) {
+            return Ok(());
+        }
+        Err(self.error(
+            partition,
+            format!(
+                "group `{}` committed offset {offset}, but the log holds {}..{}: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next",
+                self.group(), texts.start, texts.end
+            ),
+        ))
+    }
+
+    /// What was committed must have left something, or somebody has removed it.
+    fn check_output_exists(&self, partition: i32, offset: i64, texts: Extent) -> Result<(), Error> {
+        let (features, dead) = (&self.context.topics.features, &self.context.topics.dead_letters);
+        if offset == texts.start
+            || self.watermarks.extent(&features.name, partition)?.end > 0
+            || self.watermarks.extent(&dead.name, partition % dead.partitions)?.end > 0
+        {
+            return Ok(());
+        }
+        Err(self.error(
+            partition,
+            format!(
+                "group `{}` has done everything below offset {offset}, but {}/{partition} has never held a record: the topic was recreated; delete the group to embed everything again",
+                self.group(), features.name
+            ),
+        ))
+    }
+
+    /// An offset that somebody set must neither repeat a text nor leave one out. Whether there is any output.
+    fn check_agrees(&self, partition: i32, offset: i64, texts: Extent) -> Result<bool, Error> {
+        let Some(last) = self.last(partition)? else { return Ok(false) };
+        let next = texts.start.max(last.offset + 1);
+        if offset == next {
+            return Ok(true);
+        }
+        let (which, verb) = if offset < next { (offset..next, "embedded twice") } else { (next..offset, "left out") };
+        Err(self.error(
+            partition,
+            format!(
+                "group `{}` was set to offset {offset}, but its output ends with the text at offset {}: {which:?} would be {verb}; delete the group, and the stage goes on at {next}{}",
+                self.group(), last.offset,
+                if offset < next { "" } else { " (texts that are not wanted can be deleted from the topic)" },
+            ),
+        ))
+    }
+
+    /// A partition without a committed offset, new or forgotten: where it goes on, and whether there is any output.
+    fn forgotten(&self, partition: i32, texts: Extent) -> Result<(i64, bool), Error> {
+        let features = &self.context.topics.features.name;
+        match self.last(partition)? {
+            Some(last) => {
+                self.check_same(partition, &last, texts)?;
+                let position = last.offset + 1;
+                tracing::warn!(
+                    topic = %self.context.topics.texts.name, partition, position,
+                    "the group's offset is gone; going on after the last `source` header in its output"
+                );
+                Ok((position, true))
+            }
+            None if self.context.settings.embed.from_start => Ok((texts.start, false)),
+            None if self.never_held(partition)? => Ok((texts.start, false)),
+            None => Err(Error::Position(format!(
+                "{}/{partition}: group `{}` has no committed offset, but {features}/{partition} is not empty and its records name no source: embedding from the start could write everything twice; if that is wanted, start once with `--from-start`",
+                self.context.topics.texts.name,
+                self.group(),
+            ))),
+        }
+    }
+
+    /// Whether nothing was ever committed to the features partition; transactions that were aborted take offsets, too.
+    fn never_held(&self, partition: i32) -> Result<bool, Error> {
+        let features = &self.context.topics.features.name;
+        let any = |_: &BorrowedMessage<'_>| Some(());
+        Ok(self.watermarks.extent(features, partition)?.start == 0
+            && scan_back(&self.context.settings, &self.watermarks, features, partition, any)?.is_none())
+    }
+
+    /// Kafka forgets offsets with their topic, so what follows the last text may belong to another topic of that name.
+    fn check_same(&self, partition: i32, last: &Trace, texts: Extent) -> Result<(), Error> {
+        let recreated = |what: String| {
+            self.error(
+                partition,
+                format!(
+                    "the output of group `{}` ends with the text at offset {}, {what}: the topic was recreated; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it",
+                    self.group(), last.offset
+                ),
+            )
+        };
+        if last.offset >= texts.end {
+            return Err(recreated(format!("but the log holds {}..{}", texts.start, texts.end)));
+        }
+        if last.offset + 1 < texts.start {
+            let message = format!(
+                "the output of group `{}` ends with the text at offset {}, but the log holds {}..{}: records were deleted before they were embedded; commit offset {} for the group to go on without them",
+                self.group(), last.offset, texts.start, texts.end, texts.start
+            );
+            return Err(self.error(partition, message));
+        }
+        let Some(digest) = &last.digest else { return Ok(()) };
+        let mut found = None;
+        let extents =
+            BTreeMap::from([(partition, Extent { start: last.offset.max(texts.start), end: last.offset + 1 })]);
+        scan(&self.context.settings, &self.context.topics.texts.name, &extents, |message| {
+            found = Some(source_digest(message.payload()));
+            Ok::<(), Error>(())
+        })?;
+        match found {
+            Some(found) if found != *digest => Err(recreated("and another one is there now".into())),
+            // Deleted since, or compacted away.
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The input that the newest output of this partition came from.
+    fn last(&self, partition: i32) -> Result<Option<Trace>, Error> {
+        let settings = &self.context.settings;
+        let texts = &self.context.topics.texts.name;
+        let trace = |message: &BorrowedMessage<'_>| {
+            // A dead letter keeps the headers of its input, which may have some of these names; ours come after them.
+            let header = |name| {
+                let value = headers::of(message).rev().flatten().find(|header| header.key == name)?.value?;
+                std::str::from_utf8(value).ok()
+            };
+            let offset = parse_source(header(SOURCE_HEADER)?, texts, partition)?;
+            Some(Trace { offset, digest: header(DIGEST_HEADER).map(str::to_owned) })
+        };
+        let feature = scan_back(settings, &self.watermarks, &self.context.topics.features.name, partition, trace)?;
+        let dead = &self.context.topics.dead_letters;
+        let dead = scan_back(settings, &self.watermarks, &dead.name, partition % dead.partitions, trace)?;
+        Ok(feature.into_iter().chain(dead).max_by_key(|trace| trace.offset))
+    }
 }
 
 /// The offset of `topic/partition/offset`, if topic and partition are these.
@@ -95,14 +382,11 @@ fn parse_source(source: &str, topic: &str, partition: i32) -> Option<i64> {
 }
 
 /// Offsets that are committed, asked for by a client that is no member.
-pub(super) fn committed(context: &Context, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, Error> {
-    Ok(kafka::offsets::committed(
-        &context.settings,
-        &context.settings.embed_group(),
-        &context.topics.texts.name,
-        partitions,
-        patience(context),
-    )?)
+pub(super) fn committed(context: &Context, partitions: &[i32]) -> kafka::Result<BTreeMap<i32, i64>> {
+    let (group, topic) = (context.settings.embed_group(), &context.topics.texts.name);
+    let bound = context.settings.kafka.open_transaction_max();
+    let committed = kafka::offsets::committed(&context.settings, &group, topic, partitions, bound)?;
+    Ok(committed.into_iter().map(|(partition, committed)| (partition, committed.offset)).collect())
 }
 
 #[cfg(test)]

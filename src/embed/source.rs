@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Sender};
+use fail::fail_point;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{Context, Error, InFlight, Job};
@@ -15,6 +16,7 @@ use super::{batch, recover, Chunk, Record, Text, CHUNKS_IN_FLIGHT};
 use crate::input::{self, Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
+use crate::kafka::headers;
 
 /// Records taken from one partition before the next has its turn.
 const TURN_RECORDS: usize = 64;
@@ -93,6 +95,7 @@ impl<'c> Source<'c> {
 
     /// In-flight chunks are finished; what was only read is left to the next owner.
     fn drain(&mut self) {
+        fail_point!("embed.source.drain");
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
         while self.in_flight.count() > 0 && !self.failed.is_cancelled() {
             if Instant::now() >= deadline {
@@ -211,10 +214,9 @@ impl<'c> Source<'c> {
 
     fn read(&self, message: &BorrowedMessage<'_>, assignment: u64) -> Result<Record, Error> {
         self.context.metrics.embed.records.inc();
-        let label = message
-            .headers()
-            .and_then(|headers| headers.iter().filter(|header| header.key == LABEL_HEADER).last()?.value);
-        let content = match input::document(&self.context.settings.input, message.payload(), label) {
+        let document =
+            label(message).and_then(|label| input::document(&self.context.settings.input, message.payload(), label));
+        let content = match document {
             Err(invalid) => Err(invalid),
             Ok(document) => {
                 let tokenized = self.tokenizer.tokenize(&document.text).map_err(|cause| Error::Tokenizer {
@@ -277,6 +279,15 @@ impl<'c> Source<'c> {
             self.context.metrics.embed.lag.with_label_values(&[topic.as_str(), &partition.to_string()]).set(lag);
         }
     }
+}
+
+/// The last of its labels.
+fn label<'m>(message: &'m BorrowedMessage<'_>) -> Result<Option<&'m [u8]>, Invalid> {
+    headers::of(message).try_fold(None, |label, header| match header {
+        Ok(header) if header.key == LABEL_HEADER => Ok(header.value),
+        Ok(_) => Ok(label),
+        Err(headers::NotText { number }) => Err(Invalid::HeaderName { number }),
+    })
 }
 
 fn tokens(record: &Record) -> usize {

@@ -1,6 +1,6 @@
 //! Starts the threads of the embed stage and ends them in data order.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -50,6 +50,11 @@ impl Error {
     pub fn passes(&self) -> bool {
         matches!(self, Self::Kafka(error) if error.passes())
     }
+
+    /// May Kafka just be away?
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Kafka(error) if error.passes_by_itself())
+    }
 }
 
 /// What the stage works with.
@@ -62,6 +67,10 @@ pub struct Context {
     pub metrics: Metrics,
     /// Where to report.
     pub status: Status,
+    /// Of the stage in this process, however often it is built anew: each time ends what the last one left open.
+    pub transactional_id: String,
+    /// Kafka has undone a commit: offsets of ours are not to be believed without looking at the output.
+    pub undone: AtomicBool,
     /// Cancelled to drain.
     pub stop: CancellationToken,
 }

@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::{Dtype as TensorDtype, SafeTensors, TensorView};
 
-use crate::config::MatrixDtype;
+use crate::config::{shortened, MatrixDtype};
 
 /// Name of the tensor.
 pub const TENSOR: &str = "rows";
@@ -11,8 +11,16 @@ pub const TENSOR: &str = "rows";
 pub const EMBEDDER_HEADER: &str = "embedder";
 /// Header: `topic/partition/offset` of the input.
 pub const SOURCE_HEADER: &str = "source";
+/// Header: [`source_digest`] of the input.
+pub const DIGEST_HEADER: &str = "digest";
 /// Header, present only when tokens were cut off.
 pub const TRUNCATED_HEADER: &str = "truncated";
+
+/// XXH3 (64 bits, hexadecimal) of an input's value; nothing counts as empty. Tells whether the record at a source's
+/// offset is still the one that was embedded.
+pub fn source_digest(value: Option<&[u8]>) -> String {
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(value.unwrap_or_default()))
+}
 
 /// Number format of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +73,8 @@ pub enum Error {
     #[error("the value has no tensor `{TENSOR}`; it has: {0}")]
     NoRows(String),
     /// Another shape.
-    #[error("the tensor `{TENSOR}` has shape {0:?}; [rows, dim] with at least one row is needed")]
-    Shape(Vec<usize>),
+    #[error("the tensor `{TENSOR}` has shape {0}; [rows, dim] with at least one row is needed")]
+    Shape(String),
     /// Another number format.
     #[error("the tensor `{TENSOR}` is {0}; F16 or F32 is needed")]
     Dtype(String),
@@ -100,8 +108,8 @@ pub const fn encoded_bytes_max(rows: usize, dim: usize, dtype: Dtype) -> usize {
 /// # Errors
 /// Whatever the bytes are, an error says what is wrong; nothing is allocated beyond the size of the bytes.
 pub fn decode(bytes: &[u8]) -> Result<MatrixView<'_>, Error> {
-    let tensors = SafeTensors::deserialize(bytes).map_err(|error| Error::Format(error.to_string()))?;
-    let tensor = tensors.tensor(TENSOR).map_err(|_| Error::NoRows(tensors.names().join(", ")))?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| Error::Format(shortened(&error.to_string())))?;
+    let tensor = tensors.tensor(TENSOR).map_err(|_| Error::NoRows(shortened(&tensors.names().join(", "))))?;
     let dtype = match tensor.dtype() {
         TensorDtype::F16 => Dtype::F16,
         TensorDtype::F32 => Dtype::F32,
@@ -109,7 +117,7 @@ pub fn decode(bytes: &[u8]) -> Result<MatrixView<'_>, Error> {
     };
     match *tensor.shape() {
         [rows, dim] if rows > 0 && dim > 0 => Ok(MatrixView { dtype, rows, dim, data: tensor.data() }),
-        ref shape => Err(Error::Shape(shape.to_vec())),
+        ref shape => Err(Error::Shape(shortened(&format!("{shape:?}")))),
     }
 }
 

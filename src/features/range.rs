@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::codec::{self, MatrixView};
+use crate::config::shortened;
 
 /// A stretch of one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +141,11 @@ pub struct RawRecord<'a> {
     pub embedder: Option<&'a [u8]>,
 }
 
+/// All labels of a range together: each trial carries them in its record, whose topic allows 1 MB by default.
+const LABELS_BYTES_MAX: usize = 512 * 1024;
+/// Several embedders are a mistake already; more than these are not remembered.
+const EMBEDDERS_MAX: usize = 16;
+
 /// What reading a whole range once has shown.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
@@ -147,6 +153,7 @@ pub struct Survey {
     pub partitions: BTreeMap<i32, (u64, Digest)>,
     /// All labels, sorted by name: their places are the classes.
     pub labels: BTreeMap<String, u64>,
+    label_bytes: usize,
     /// Records without a label.
     pub unlabelled: u64,
     /// Where the first of them is.
@@ -195,7 +202,7 @@ impl Survey {
         self.rows_read += matrix.rows.min(rows_max) as u64;
         self.number_bytes = self.number_bytes.max(matrix.dtype.bytes());
         match record.label {
-            Some(label) => *self.labels.entry(String::from_utf8_lossy(label).into_owned()).or_default() += 1,
+            Some(label) => self.add_label(&String::from_utf8_lossy(label))?,
             None => {
                 self.unlabelled += 1;
                 let _ = self.first_unlabelled.get_or_insert((partition, offset));
@@ -203,10 +210,26 @@ impl Survey {
         }
         if let Some(embedder) = record.embedder {
             let embedder = String::from_utf8_lossy(embedder);
-            if !self.embedders.contains(embedder.as_ref()) {
-                let _ = self.embedders.insert(embedder.into_owned());
+            if self.embedders.len() < EMBEDDERS_MAX && !self.embedders.contains(embedder.as_ref()) {
+                let _ = self.embedders.insert(shortened(&embedder));
             }
         }
+        Ok(())
+    }
+
+    fn add_label(&mut self, label: &str) -> Result<(), String> {
+        if let Some(count) = self.labels.get_mut(label) {
+            *count += 1;
+            return Ok(());
+        }
+        self.label_bytes += label.len();
+        if self.label_bytes > LABELS_BYTES_MAX {
+            return Err(format!(
+                "with its label there are {} different ones of more than {LABELS_BYTES_MAX} bytes together; a label names a class, not a record",
+                self.labels.len() + 1
+            ));
+        }
+        let _ = self.labels.insert(label.to_owned(), 1);
         Ok(())
     }
 
@@ -245,6 +268,23 @@ mod tests {
         assert_ne!(digest(&[a]), digest(&[b]));
         assert_ne!(digest(&[a, b]), digest(&[b, a]));
         assert_eq!(digest(&[a, b]), digest(&[a, b]));
+    }
+
+    #[test]
+    fn labels_and_embedders_are_not_remembered_without_bound() {
+        let mut survey = Survey::default();
+        let value = codec::encode(1, 1, &[0.0], Dtype::F16);
+        let long = "x".repeat(10_000);
+        let mut add = |i: usize| {
+            let label = format!("{long}{}", i / 2);
+            let embedder = Some(label.as_bytes());
+            let record = RawRecord { key: None, value: Some(&value), label: embedder, source: None, embedder };
+            survey.add((0, 0), record, 1, 0)
+        };
+        let refused = (0..).find_map(|i| add(i).err()).unwrap();
+        assert!(refused.contains("there are 53 different ones") && refused.len() < 300, "{refused}");
+        assert_eq!((survey.labels.len(), survey.labels.values().sum::<u64>()), (52, 104));
+        assert!(survey.embedders.iter().map(String::len).sum::<usize>() < 10_000);
     }
 
     #[test]

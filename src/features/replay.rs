@@ -7,7 +7,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
@@ -17,6 +17,7 @@ use super::window::{Reading, Window};
 use crate::config::Settings;
 use crate::input::LABEL_HEADER;
 use crate::kafka::client::{self, LogContext};
+use crate::kafka::headers::{self, NotText};
 use crate::kafka::{Error, Result};
 
 /// How long the broker may be silent before the wait is logged.
@@ -199,22 +200,18 @@ impl Replay {
                 self.changed(index, "it ends before all its records were read: records were deleted or compacted away")
             );
         }
-        let record = raw(&message);
+        let unfit = |why: &dyn std::fmt::Display| {
+            Error::data(&self.range.topic, place.partition, format!("offset {offset}: {why}"))
+        };
+        let record = raw(&message).map_err(|error| unfit(&error))?;
         let ordinal = self.merge.taken()[index] - 1;
-        let value = record.value.ok_or_else(|| {
-            Error::data(&self.range.topic, place.partition, format!("offset {offset}: the value is null"))
-        })?;
-        let matrix = codec::decode(value)
-            .map_err(|error| Error::data(&self.range.topic, place.partition, format!("offset {offset}: {error}")))?;
+        let value = record.value.ok_or_else(|| unfit(&"the value is null"))?;
+        let matrix = codec::decode(value).map_err(|error| unfit(&error))?;
         if matrix.dim != self.reading.dim {
-            return Err(Error::data(
-                &self.range.topic,
-                place.partition,
-                format!(
-                    "offset {offset}: rows have {} numbers, the search was started with {}",
-                    matrix.dim, self.reading.dim
-                ),
-            ));
+            return Err(unfit(&format_args!(
+                "rows have {} numbers, the search was started with {}",
+                matrix.dim, self.reading.dim
+            )));
         }
         self.digests[index].update(record.key, record.label, value);
         self.offsets[index] = offset + 1;
@@ -316,20 +313,22 @@ impl Replay {
 }
 
 /// What readers need of a record.
-pub fn raw<'m>(message: &'m BorrowedMessage<'_>) -> RawRecord<'m> {
+///
+/// # Errors
+/// When a header has a name that is no text.
+pub fn raw<'m>(message: &'m BorrowedMessage<'_>) -> Result<RawRecord<'m>, NotText> {
     let mut record =
         RawRecord { key: message.key(), value: message.payload(), label: None, source: None, embedder: None };
-    if let Some(headers) = message.headers() {
-        for header in headers.iter() {
-            match header.key {
-                LABEL_HEADER => record.label = header.value,
-                SOURCE_HEADER => record.source = header.value,
-                EMBEDDER_HEADER => record.embedder = header.value,
-                _ => {}
-            }
+    for header in headers::of(message) {
+        let header = header?;
+        match header.key {
+            LABEL_HEADER => record.label = header.value,
+            SOURCE_HEADER => record.source = header.value,
+            EMBEDDER_HEADER => record.embedder = header.value,
+            _ => {}
         }
     }
-    record
+    Ok(record)
 }
 
 #[cfg(test)]

@@ -33,9 +33,11 @@ pub fn capture(
     let offsets = u64::try_from(offsets).unwrap_or(0);
     let mut records = 0;
     scan(settings, topic, &extents, |message| {
-        survey
-            .add((message.partition(), message.offset()), raw(message), rows_max, validation)
-            .map_err(|why| Error::data(topic, message.partition(), format!("offset {}: {why}", message.offset())))?;
+        let place = (message.partition(), message.offset());
+        raw(message)
+            .map_err(|error| error.to_string())
+            .and_then(|record| survey.add(place, record, rows_max, validation))
+            .map_err(|why| Error::data(topic, place.0, format!("offset {}: {why}", place.1)))?;
         records += 1;
         progress(records, offsets);
         Ok::<(), Error>(())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::error::{Error, Result};
 use crate::config::{GroupProtocol, Settings};
@@ -53,6 +53,8 @@ fn base(settings: &Settings) -> ClientConfig {
     let _ = config
         .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
         .set("client.id", &settings.application_id)
+        // A broker that comes back is noticed within a second; the default is ten.
+        .set("reconnect.backoff.max.ms", "1000")
         // Our own default log filter decides what is shown; librdkafka must not repeat itself meanwhile.
         .set("log.connection.close", "false");
     config
@@ -149,33 +151,69 @@ pub fn producer(settings: &Settings) -> ClientConfig {
 /// Waits until a broker answers.
 ///
 /// # Errors
-/// [`Error::Unreachable`] after `kafka.start_timeout`, with the last thing librdkafka said.
+/// [`Error::Unreachable`] after `kafka.start_timeout`, with the last thing librdkafka said; [`Error::Refused`] if that
+/// was about passwords or certificates. Those are waited for, too: they may be on their way.
 pub fn await_cluster(settings: &Settings) -> Result<()> {
-    let started = Instant::now();
     let bound = settings.kafka.start_timeout;
-    let context = LastError::default();
-    let consumer: BaseConsumer<LastError> =
-        probe(settings, false).create_with_context(context).map_err(Error::call("creating a Kafka client"))?;
-    let mut announced = false;
+    let started = Instant::now();
+    let answered = await_answer(settings, || started.elapsed() >= bound)?;
+    answered.map(|_| ()).map_err(|LastSaid { cause, refused }| {
+        let (servers, waited) = (settings.kafka.bootstrap_servers.clone(), bound);
+        match refused {
+            true => Error::Refused { servers, waited, cause },
+            false => Error::Unreachable { servers, waited, cause },
+        }
+    })
+}
+
+/// Waits until a broker answers or `stopped`, however long that takes; whether there was anything to wait for.
+///
+/// # Errors
+/// When the settings do not make a client.
+pub fn await_return(settings: &Settings, stopped: impl Fn() -> bool) -> Result<bool> {
+    Ok(await_answer(settings, stopped)?.unwrap_or(true))
+}
+
+/// Why nobody has answered so far.
+struct LastSaid {
+    cause: String,
+    /// It is about passwords or certificates.
+    refused: bool,
+}
+
+/// Whether an answer had to be waited for, or what librdkafka said last before `given_up`.
+fn await_answer(settings: &Settings, given_up: impl Fn() -> bool) -> Result<Result<bool, LastSaid>> {
+    // Who speaks plain text to a TLS port is cut off, and told nothing else.
+    let consumer: BaseConsumer<LastError> = probe(settings, false)
+        .set("log.connection.close", "true")
+        .create_with_context(LastError::default())
+        .map_err(Error::call("creating a Kafka client"))?;
+    let (mut waited, mut refusal) = (false, None);
     loop {
         let cause = match consumer.fetch_metadata(None, Duration::from_secs(1)) {
             Ok(_) => {
-                if announced {
+                if waited {
                     tracing::info!(servers = %settings.kafka.bootstrap_servers, "kafka answers");
                 }
-                return Ok(());
+                return Ok(Ok(waited));
             }
             Err(error) => error.to_string(),
         };
         // Serves librdkafka's error events, which say more than the metadata request does.
-        drop(consumer.poll(Duration::from_millis(50)));
-        if started.elapsed() >= bound {
-            let cause = consumer.context().0.lock().take().unwrap_or(cause);
-            return Err(Error::Unreachable { servers: settings.kafka.bootstrap_servers.clone(), waited: bound, cause });
+        while let Some(event) = consumer.poll(Duration::from_millis(50)) {
+            let code = event.err().and_then(|error| error.rdkafka_error_code());
+            if matches!(code, Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)) {
+                refusal = consumer.context().0.lock().clone();
+            }
         }
-        if !announced {
-            announced = true;
-            tracing::warn!(servers = %settings.kafka.bootstrap_servers, wait = ?bound, "kafka does not answer yet, waiting");
+        let refused = refusal.is_some();
+        let cause = refusal.clone().or_else(|| consumer.context().0.lock().clone()).unwrap_or(cause);
+        if given_up() {
+            return Ok(Err(LastSaid { cause, refused }));
+        }
+        if !waited {
+            waited = true;
+            tracing::warn!(servers = %settings.kafka.bootstrap_servers, %cause, "kafka does not answer, waiting");
         }
     }
 }
@@ -186,7 +224,11 @@ struct LastError(parking_lot::Mutex<Option<String>>);
 impl ClientContext for LastError {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if facility == "FAIL" {
-            *self.0.lock() = Some(message.rsplit("]: ").next().unwrap_or(message).to_owned());
+            let mut cause = message.rsplit("]: ").next().unwrap_or(message).to_owned();
+            if cause.contains("in state APIVERSION_QUERY") {
+                cause.push_str("; a port that wants TLS ends plain connections so, see `security.protocol`");
+            }
+            *self.0.lock() = Some(cause);
         }
         tracing::debug!(target: "rdkafka", ?level, facility, "{message}");
     }

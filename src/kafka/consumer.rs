@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use fail::fail_point;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::statistics::Statistics;
@@ -21,8 +22,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::client;
-use super::error::{Error, Result};
-use super::offsets::committed_of;
+use super::error::{Class, Error, Result};
+use super::offsets::{self, committed_of, Committed};
 
 /// Lets one thread sleep until another has something for it.
 #[derive(Clone, Default)]
@@ -119,6 +120,8 @@ pub struct Member {
     lease: Arc<Lease>,
     wake: Wake,
     assignments: u64,
+    /// A rebalance that waits for its answer.
+    owed: Option<Rebalance>,
 }
 
 impl Member {
@@ -140,6 +143,7 @@ impl Member {
             lease: Arc::default(),
             wake,
             assignments: 0,
+            owed: None,
         })
     }
 
@@ -164,7 +168,9 @@ impl Member {
                 return Err(Error::Call { action: format!("consuming topic `{}`", self.topic), source })
             }
         }
-        Ok(self.consumer.context().rebalances.lock().pop_front())
+        let rebalance = self.consumer.context().rebalances.lock().pop_front();
+        self.owed = rebalance.clone().or(self.owed.take());
+        Ok(rebalance)
     }
 
     /// Begins to read newly assigned partitions at these positions.
@@ -182,11 +188,13 @@ impl Member {
                 drop(self.queues.insert(partition, queue));
             }
         }
+        fail_point!("kafka.member.take");
         // The member waits for this answer, so its generation cannot move on in between.
-        let metadata = self.consumer.group_metadata().map(Arc::new);
+        let metadata = self.consumer.group_metadata().filter(|_| !self.consumer.assignment_lost()).map(Arc::new);
         self.consumer
             .incremental_assign(&list)
             .map_err(Error::call(format!("taking partitions of topic `{}`", self.topic)))?;
+        self.owed = None;
         self.assignments += 1;
         let number = self.assignments;
         self.lease.change(|state| {
@@ -202,6 +210,7 @@ impl Member {
     /// The group has a new generation by then, so the old proof is refused, but gives the partitions to nobody before
     /// they are released. Last words can so be committed. Nothing happens when they are lost already.
     pub fn renew(&mut self) {
+        fail_point!("kafka.member.renew");
         let metadata = self.consumer.group_metadata().map(Arc::new);
         if !self.consumer.assignment_lost() {
             self.lease.change(|state| state.metadata = metadata);
@@ -213,18 +222,27 @@ impl Member {
     /// # Errors
     /// When librdkafka refuses.
     pub fn release(&mut self, partitions: &[i32]) -> Result<()> {
+        fail_point!("kafka.member.release");
         self.lease.change(|state| {
             state.partitions.retain(|partition, _| !partitions.contains(partition));
             state.committed.retain(|partition, _| !partitions.contains(partition));
         });
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for &partition in partitions {
-            drop(self.queues.remove(&partition));
-            let _ = list.add_partition(&self.topic, partition);
+        for partition in partitions {
+            drop(self.queues.remove(partition));
         }
         self.consumer
-            .incremental_unassign(&list)
-            .map_err(Error::call(format!("releasing partitions of topic `{}`", self.topic)))
+            .incremental_unassign(&self.list(partitions))
+            .map_err(Error::call(format!("releasing partitions of topic `{}`", self.topic)))?;
+        self.owed = None;
+        Ok(())
+    }
+
+    fn list(&self, partitions: &[i32]) -> TopicPartitionList {
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for &partition in partitions {
+            let _ = list.add_partition(&self.topic, partition);
+        }
+        list
     }
 
     /// The next record of a partition that is already here; `None` when there is none.
@@ -232,21 +250,55 @@ impl Member {
         self.queues.get(&partition)?.poll(Duration::ZERO)
     }
 
-    /// Positions committed for partitions; a partition without one is absent from the answer.
+    /// Offsets committed for partitions; a partition without one is absent from the answer.
     ///
     /// # Errors
     /// When the coordinator does not answer, or a pending transaction keeps the offsets unstable for longer than
     /// `bound`.
-    pub fn committed(&self, partitions: &[i32], bound: Duration) -> Result<BTreeMap<i32, i64>> {
+    pub fn committed(&self, partitions: &[i32], bound: Duration) -> Result<BTreeMap<i32, Committed>> {
         committed_of(&self.consumer, &self.topic, partitions, bound)
+    }
+
+    /// Commits where partitions begin that have just been assigned.
+    ///
+    /// # Errors
+    /// When the coordinator does not answer or refuses.
+    pub fn commit(&self, positions: &[(i32, i64)], metadata: &str) -> Result<()> {
+        // The next generation may be under way while this one still waits for its answer.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let list = offsets::list(&self.topic, positions, metadata)?;
+        let started = Instant::now();
+        loop {
+            let committed = self.consumer.commit(&list, CommitMode::Sync);
+            let action = format!("committing the first offsets of topic `{}`", self.topic);
+            match committed.map_err(Error::call(action)) {
+                Err(error) if error.class() == Class::Stale && started.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Proof of being a member while a rebalance waits for its answer.
+    ///
+    /// # Errors
+    /// When this process is no member.
+    pub fn metadata(&self) -> Result<ConsumerGroupMetadata> {
+        let metadata = self.consumer.group_metadata();
+        metadata.ok_or_else(|| Error::no_member(&self.topic))
     }
 
     /// Last stable offset less committed offset, of each owned partition.
     ///
-    /// librdkafka learns the first once a second; until it has, a partition is absent.
+    /// librdkafka learns the first once a second; until it has, a partition is absent. All are while somebody commits:
+    /// that may take long, and whoever polls the group must not wait for it.
     pub fn lag(&self) -> BTreeMap<i32, i64> {
+        let Some(state) = self.lease.try_hold() else { return BTreeMap::new() };
         let ends = self.consumer.context().stable_ends.lock();
-        let state = self.lease.hold();
         let lag =
             |(&partition, &committed): (&i32, &i64)| Some((partition, (ends.get(&partition)? - committed).max(0)));
         state.committed.iter().filter_map(lag).collect()
@@ -264,6 +316,17 @@ impl Drop for Member {
         self.lease.change(|state| state.partitions.clear());
         // Closing waits for an answer to the last rebalance, and nobody is left to give it but the callback.
         self.consumer.context().leaving.store(true, Ordering::Release);
+        // It waits for the answer that is still owed, too.
+        let answered = match self.owed.take() {
+            Some(Rebalance::Assigned(_)) => self.consumer.incremental_assign(&self.list(&[])),
+            Some(Rebalance::Revoked(gone) | Rebalance::Lost(gone)) => {
+                self.consumer.incremental_unassign(&self.list(&gone))
+            }
+            None => Ok(()),
+        };
+        if let Err(error) = answered {
+            tracing::debug!(%error, "answering while leaving");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
 
 /// Result of anything in this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -18,6 +19,16 @@ pub enum Error {
         /// How long was waited.
         waited: Duration,
         /// The last thing the client said.
+        cause: String,
+    },
+    /// Brokers answer and do not let us in, or are not who they should be.
+    #[error("no connection to Kafka at {servers} within {waited:?}: {cause}; `kafka.properties` must be as the cluster wants them (security.protocol, sasl.*, ssl.*)")]
+    Refused {
+        /// `bootstrap_servers` as set.
+        servers: String,
+        /// How long was waited.
+        waited: Duration,
+        /// What the client said.
         cause: String,
     },
     /// A client call failed.
@@ -37,6 +48,20 @@ pub enum Error {
         partition: i32,
         /// Which offsets, and the way out.
         message: String,
+    },
+    /// What was committed is not there any more, nor anything after it.
+    #[error("{topic}/{partition}: group `{group}` stands at {held}, though {committed} had been committed: a broker that was restarted has undone it, and it is done again")]
+    Undone {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The group.
+        group: String,
+        /// What Kafka holds.
+        held: String,
+        /// What it had said it holds.
+        committed: String,
     },
     /// Topics are not as the promises need them.
     #[error("{0}")]
@@ -94,7 +119,22 @@ impl Error {
     /// Wraps a client error with what was being done.
     pub fn call(action: impl Into<String>) -> impl FnOnce(KafkaError) -> Self {
         let action = action.into();
-        move |source| Self::Call { action, source }
+        move |source| {
+            let source = match source {
+                // A misspelt property may be a password all the same.
+                KafkaError::ClientConfig(result, what, name, _) => {
+                    KafkaError::ClientConfig(result, what, name, "(value not shown)".into())
+                }
+                source => source,
+            };
+            Self::Call { action, source }
+        }
+    }
+
+    /// Partitions are held without proof of it; the group will say what follows.
+    pub fn no_member(topic: &str) -> Self {
+        let source = KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId);
+        Self::Call { action: format!("committing for topic `{topic}`"), source }
     }
 
     /// A missing stretch of data.
@@ -116,6 +156,8 @@ impl Error {
             Self::Call { source, .. } | Self::Delivery { source, .. } => class_of(source),
             Self::TimedOut { .. } => Class::Abort,
             Self::Unreachable { .. }
+            | Self::Refused { .. }
+            | Self::Undone { .. }
             | Self::Data { .. }
             | Self::Topics(_)
             | Self::Declaration { .. }
@@ -151,14 +193,28 @@ impl Error {
     /// Can a stage be built anew and go on?
     pub fn passes(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Call { .. } | Self::Delivery { .. } | Self::TimedOut { .. } => true,
+            Self::Unreachable { .. }
+            | Self::Refused { .. }
+            | Self::Undone { .. }
+            | Self::Call { .. }
+            | Self::Delivery { .. }
+            | Self::TimedOut { .. } => true,
             Self::Data { .. } | Self::Topics(_) | Self::Declaration { .. } | Self::Local { .. } => false,
         }
+    }
+
+    /// What a failpoint returns: the error that librdkafka has under this number.
+    pub fn injected(number: Option<String>) -> Self {
+        let known = number.and_then(|number| RDKafkaRespErr::try_from(number.parse::<i32>().ok()?).ok());
+        let code = known.map_or(RDKafkaErrorCode::Fail, RDKafkaErrorCode::from);
+        Self::Call { action: "injected".into(), source: KafkaError::Global(code) }
     }
 
     /// librdkafka's code, where the error came from it.
     pub fn code(&self) -> Option<RDKafkaErrorCode> {
         match self {
+            // rdkafka does not tell this one's code.
+            Self::Call { source: KafkaError::AdminOp(code), .. } => Some(*code),
             Self::Call { source, .. } | Self::Delivery { source, .. } => source.rdkafka_error_code(),
             _ => None,
         }

@@ -34,7 +34,6 @@ const PROPERTIES: &[(&str, &str)] = &[
     ("transaction.state.log.replication.factor", "1"),
     ("transaction.state.log.min.isr", "1"),
     ("transaction.state.log.num.partitions", "8"),
-    ("transaction.abort.timed.out.transaction.cleanup.interval.ms", "1000"),
     ("share.coordinator.state.topic.replication.factor", "1"),
     ("share.coordinator.state.topic.min.isr", "1"),
     ("group.initial.rebalance.delay.ms", "0"),
@@ -120,9 +119,16 @@ impl LocalBroker {
         };
         let controller = free_port().map_err(failed("finding a free port"))?;
         let properties = data.join("server.properties");
-        std::fs::write(&properties, server_properties(&data, port, controller, &options.properties))
+        let new = !data.join("meta.properties").exists();
+        let mut overrides = options.properties.clone();
+        if new {
+            // Not after a restart: a broker that ends timed-out transactions before it knows its topics again takes
+            // them for deleted, and leaves those transactions open for ever (Kafka 4.3).
+            overrides.insert(0, ("transaction.abort.timed.out.transaction.cleanup.interval.ms".into(), "1000".into()));
+        }
+        std::fs::write(&properties, server_properties(&data, port, controller, &overrides))
             .map_err(failed("writing the broker's settings"))?;
-        if !data.join("meta.properties").exists() {
+        if new {
             format(parts, &properties, &log)?;
         }
         let log_file = append_to(&log).map_err(failed("opening the broker's log"))?;

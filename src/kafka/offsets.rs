@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -17,7 +17,7 @@ use crate::config::Settings;
 pub struct Watermarks {
     uncommitted: BaseConsumer<LogContext>,
     committed: BaseConsumer<LogContext>,
-    transaction_timeout: Duration,
+    open_transaction_max: Duration,
 }
 
 /// Start and end of a partition: records lie in `start..end`.
@@ -42,7 +42,7 @@ impl Watermarks {
         Ok(Self {
             uncommitted: client(false)?,
             committed: client(true)?,
-            transaction_timeout: settings.kafka.transaction_timeout,
+            open_transaction_max: settings.kafka.open_transaction_max(),
         })
     }
 
@@ -86,7 +86,7 @@ impl Watermarks {
     /// When a transaction stays open beyond its timeout, or no broker answers.
     pub fn capture(&self, topic: &str, partition: i32) -> Result<Extent> {
         let extent = self.extent(topic, partition)?;
-        let bound = self.transaction_timeout + Duration::from_secs(15);
+        let bound = self.open_transaction_max;
         let started = Instant::now();
         while self.stable_end(topic, partition)? < extent.end {
             if started.elapsed() > bound {
@@ -141,6 +141,15 @@ fn patiently<T>(bound: Duration, mut request: impl FnMut() -> Result<T, KafkaErr
     }
 }
 
+/// A committed offset and what was stored beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The next offset to read.
+    pub offset: i64,
+    /// Up to 4 kB of text.
+    pub metadata: String,
+}
+
 /// Offsets committed by a group, asked for from outside; a partition without one is absent.
 ///
 /// # Errors
@@ -151,42 +160,10 @@ pub fn committed(
     topic: &str,
     partitions: &[i32],
     bound: Duration,
-) -> Result<BTreeMap<i32, i64>> {
-    let committed = committed_with_metadata(settings, group, topic, partitions, bound)?;
-    Ok(committed.into_iter().map(|(partition, committed)| (partition, committed.offset)).collect())
-}
-
-/// A committed offset and what was stored beside it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// The next offset to read.
-    pub offset: i64,
-    /// Up to 4 kB of text.
-    pub metadata: String,
-}
-
-/// [`committed`], with what was stored beside each offset.
-///
-/// # Errors
-/// As [`committed`].
-pub fn committed_with_metadata(
-    settings: &Settings,
-    group: &str,
-    topic: &str,
-    partitions: &[i32],
-    bound: Duration,
 ) -> Result<BTreeMap<i32, Committed>> {
     let consumer = BaseConsumer::from_config_and_context(&client::replay(settings, group, 1), LogContext)
         .map_err(Error::call("creating a Kafka client"))?;
-    let list = committed_list(&consumer, topic, partitions, bound)?;
-    let elements = list.elements();
-    let known = elements.iter().filter_map(|element| match element.offset() {
-        Offset::Offset(offset) => {
-            Some((element.partition(), Committed { offset, metadata: element.metadata().to_owned() }))
-        }
-        _ => None,
-    });
-    Ok(known.collect())
+    committed_of(&consumer, topic, partitions, bound)
 }
 
 /// [`committed`] through a consumer of that group.
@@ -198,22 +175,81 @@ pub fn committed_of<C: ConsumerContext>(
     topic: &str,
     partitions: &[i32],
     bound: Duration,
-) -> Result<BTreeMap<i32, i64>> {
-    Ok(known(&committed_list(consumer, topic, partitions, bound)?))
-}
-
-fn committed_list<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    topic: &str,
-    partitions: &[i32],
-    bound: Duration,
-) -> Result<TopicPartitionList> {
+) -> Result<BTreeMap<i32, Committed>> {
     let mut list = TopicPartitionList::with_capacity(partitions.len());
     for &partition in partitions {
         let _ = list.add_partition(topic, partition);
     }
-    patiently(bound, || consumer.committed_offsets(list.clone(), Duration::from_secs(5)))
-        .map_err(Error::call(format!("asking for the committed offsets of topic `{topic}`")))
+    // A request that was under way when a coordinator died is waited for in vain.
+    let one_request = bound.min(Duration::from_secs(2));
+    let list = patiently(bound, || consumer.committed_offsets(list.clone(), one_request))
+        .map_err(Error::call(format!("asking for the committed offsets of topic `{topic}`")))?;
+    let mut known = BTreeMap::new();
+    for element in list.elements() {
+        let partition = element.partition();
+        let action = || format!("asking for the committed offset of {topic}/{partition}");
+        element.error().map_err(Error::call(action()))?;
+        if let Offset::Offset(offset) = element.offset() {
+            let _ = known.insert(partition, Committed { offset, metadata: element.metadata().to_owned() });
+        }
+    }
+    Ok(known)
+}
+
+/// What a transaction needs to commit offsets for a group without members.
+///
+/// # Errors
+/// When a client cannot be created from the settings.
+pub fn group_metadata(settings: &Settings, group: &str) -> Result<ConsumerGroupMetadata> {
+    let consumer: BaseConsumer<LogContext> =
+        BaseConsumer::from_config_and_context(&client::replay(settings, group, 1), LogContext)
+            .map_err(Error::call("creating a Kafka client"))?;
+    let metadata = consumer.group_metadata();
+    metadata.ok_or_else(|| Error::Topics(format!("the client does not know its group `{group}`")))
+}
+
+/// Offsets to be committed, with something stored beside each.
+///
+/// # Errors
+/// When an offset cannot be one.
+pub fn list(topic: &str, offsets: &[(i32, i64)], metadata: &str) -> Result<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for &(partition, offset) in offsets {
+        let mut element = list.add_partition(topic, partition);
+        element.set_offset(Offset::Offset(offset)).map_err(Error::call(format!("listing {topic}/{partition}")))?;
+        element.set_metadata(metadata);
+    }
+    Ok(list)
+}
+
+/// Asks again and again which partitions a group has committed offsets for, without waiting for transactions that are
+/// just ending.
+pub struct CommittedWatch {
+    consumer: BaseConsumer<LogContext>,
+    topic: String,
+}
+
+impl CommittedWatch {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When a client cannot be created from the settings.
+    pub fn new(settings: &Settings, group: &str, topic: &str) -> Result<Self> {
+        let mut config = client::probe(settings, false);
+        let consumer = BaseConsumer::from_config_and_context(config.set("group.id", group), LogContext)
+            .map_err(Error::call("creating a Kafka client"))?;
+        Ok(Self { consumer, topic: topic.to_owned() })
+    }
+
+    /// Offsets as they stand; a partition without one is absent.
+    ///
+    /// # Errors
+    /// When the coordinator does not answer.
+    pub fn read(&self, partitions: &[i32]) -> Result<BTreeMap<i32, Committed>> {
+        // What librdkafka reports meanwhile waits in the queue of a consumer, and nobody else empties it.
+        while self.consumer.poll(Duration::ZERO).is_some() {}
+        committed_of(&self.consumer, &self.topic, partitions, REQUEST_TIMEOUT)
+    }
 }
 
 /// Reads partitions from their starts until every position has reached its end, read-committed.

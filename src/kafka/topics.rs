@@ -93,6 +93,9 @@ pub struct Wanted {
     /// A larger number is fine, too.
     #[serde(default)]
     pub at_least: bool,
+    /// A smaller number is fine, too.
+    #[serde(default)]
+    pub at_most: bool,
 }
 
 impl Wanted {
@@ -101,6 +104,7 @@ impl Wanted {
         actual == self.value
             || match numbers() {
                 Some((actual, wanted)) if self.at_least => actual >= wanted,
+                Some((actual, wanted)) if self.at_most => actual <= wanted,
                 Some((actual, wanted)) => actual == wanted,
                 None => false,
             }
@@ -278,9 +282,13 @@ fn compare(name: &str, declaration: &Declaration, config: &HashMap<String, Strin
             .iter()
             .filter_map(|(key, wanted)| {
                 let actual = config.get(key)?;
-                let at_least = if wanted.at_least { "at least " } else { "" };
+                let bound = match wanted {
+                    Wanted { at_least: true, .. } => "at least ",
+                    Wanted { at_most: true, .. } => "at most ",
+                    _ => "",
+                };
                 (!wanted.holds(actual)).then(|| {
-                    format!("topic `{name}`: `{key}` is {actual}, must be {at_least}{}: {}", wanted.value, wanted.why)
+                    format!("topic `{name}`: `{key}` is {actual}, must be {bound}{}: {}", wanted.value, wanted.why)
                 })
             })
             .collect()

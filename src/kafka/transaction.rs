@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fail::fail_point;
 use parking_lot::{Condvar, Mutex};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -22,6 +23,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::client;
 use super::error::{Class, Error, Result};
+use super::headers;
 use crate::config::Settings;
 
 /// `max.message.bytes` of a topic for which nobody has set it.
@@ -45,17 +47,21 @@ pub struct Outgoing<'a> {
     pub key: Option<&'a [u8]>,
     /// Value; none is a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Headers in order.
+    /// Headers of another record, taken over as they are, names that are no text included.
+    pub inherited: Option<&'a OwnedHeaders>,
+    /// Headers after them, in order.
     pub headers: &'a [(&'a str, Option<&'a [u8]>)],
 }
 
 impl Outgoing<'_> {
     /// An upper bound of the bytes this record needs in a batch of its own, as the broker counts them against
-    /// `max.message.bytes`.
+    /// `max.message.bytes`; headers whose names are no text cannot be measured and are left out.
     pub fn batch_bytes(&self) -> usize {
-        let headers: usize =
-            self.headers.iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len) + 10).sum();
-        self.key.map_or(0, <[u8]>::len) + self.value.map_or(0, <[u8]>::len) + headers + 128
+        let bytes = |name: &str, value: Option<&[u8]>| name.len() + value.map_or(0, <[u8]>::len) + 10;
+        let inherited = self.inherited.into_iter().flat_map(headers::iter).flatten();
+        let inherited: usize = inherited.map(|header| bytes(header.key, header.value)).sum();
+        let headers: usize = self.headers.iter().map(|(name, value)| bytes(name, *value)).sum();
+        self.key.map_or(0, <[u8]>::len) + self.value.map_or(0, <[u8]>::len) + inherited + headers + 128
     }
 }
 
@@ -64,6 +70,8 @@ impl Outgoing<'_> {
 pub struct Transaction<'p> {
     owner: &'p mut TransactionalProducer,
     open: bool,
+    /// For messages: when one may not be written, the client does not say which.
+    topics: Vec<String>,
 }
 
 impl TransactionalProducer {
@@ -99,9 +107,10 @@ impl TransactionalProducer {
     /// # Errors
     /// When the producer is not usable any more.
     pub fn begin(&mut self) -> Result<Transaction<'_>> {
+        fail_point!("kafka.transaction.begin", |code| Err(Error::injected(code)));
         self.deliveries.reset();
         self.producer.begin_transaction().map_err(Error::call("beginning a transaction"))?;
-        Ok(Transaction { owner: self, open: true })
+        Ok(Transaction { owner: self, open: true, topics: Vec::new() })
     }
 }
 
@@ -111,7 +120,9 @@ impl Transaction<'_> {
     /// # Errors
     /// When the client refuses the record.
     pub fn send(&mut self, record: &Outgoing<'_>) -> Result<()> {
-        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        fail_point!("kafka.transaction.send", |code| Err(Error::injected(code)));
+        let own = || OwnedHeaders::new_with_capacity(record.headers.len());
+        let mut headers = record.inherited.cloned().unwrap_or_else(own);
         for (key, value) in record.headers {
             headers = headers.insert(Header { key, value: *value });
         }
@@ -123,6 +134,9 @@ impl Transaction<'_> {
         loop {
             match self.owner.producer.send(outgoing) {
                 Ok(()) => {
+                    if !self.topics.iter().any(|topic| topic == record.topic) {
+                        self.topics.push(record.topic.to_owned());
+                    }
                     self.owner.deliveries.sent();
                     return Ok(());
                 }
@@ -148,6 +162,7 @@ impl Transaction<'_> {
     /// # Errors
     /// [`Class::Stale`] when the member that `metadata` speaks for does not own the partitions any more.
     pub fn send_offsets(&mut self, offsets: &TopicPartitionList, metadata: &ConsumerGroupMetadata) -> Result<()> {
+        fail_point!("kafka.transaction.offsets", |code| Err(Error::injected(code)));
         let timeout = self.owner.timeout;
         retried(Instant::now() + timeout, || {
             self.owner
@@ -163,26 +178,32 @@ impl Transaction<'_> {
     /// A record that was refused is named with its topic and partition. After an error of class
     /// [`Class::Abort`] or [`Class::Stale`] the transaction has been aborted.
     pub fn commit(mut self) -> Result<()> {
+        fail_point!("kafka.transaction.commit", |code| Err(Error::injected(code)));
         let timeout = self.owner.timeout;
+        let action = format!("committing a transaction over {}", self.topics.join(", "));
         let result = retried(Instant::now() + timeout + Duration::from_secs(5), || {
-            self.owner.producer.commit_transaction(timeout).map_err(Error::call("committing a transaction"))
+            self.owner.producer.commit_transaction(timeout).map_err(Error::call(action.as_str()))
         });
         match result {
             Ok(()) => {
                 self.open = false;
+                fail_point!("kafka.transaction.committed", |code| Err(Error::injected(code)));
                 Ok(())
             }
             // librdkafka only says that some message failed; the delivery report says which and why.
-            Err(error) => Err(self.owner.deliveries.failure().unwrap_or(error)),
+            Err(error) if error.class() == Class::Abort => Err(self.owner.deliveries.failure().unwrap_or(error)),
+            // A producer that died over it says both itself.
+            Err(error) => Err(error),
         }
     }
 
     /// Takes everything back.
     ///
     /// # Errors
-    /// When the producer died over it; nothing is visible all the same.
+    /// When the producer died over it, or a record had not arrived; nothing is visible all the same.
     pub fn abort(mut self) -> Result<()> {
-        self.take_back()
+        self.take_back()?;
+        self.owner.deliveries.failure().map_or(Ok(()), Err)
     }
 
     fn take_back(&mut self) -> Result<()> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record::TrialRecord;
+use crate::config::shortened;
 use crate::features::range::{Position, Range};
 use crate::output::{Measurement, Slot};
 
@@ -137,7 +138,8 @@ impl Manifest {
     /// # Errors
     /// Whatever the bytes are, an error says what is wrong.
     pub fn parse(value: &[u8]) -> Result<Self, Error> {
-        let manifest: Self = serde_json::from_slice(value).map_err(|error| Error::Manifest(error.to_string()))?;
+        let manifest: Self =
+            serde_json::from_slice(value).map_err(|error| Error::Manifest(shortened(&error.to_string())))?;
         if manifest.chunks > CHUNKS_MAX || manifest.bytes.div_ceil(CHUNK_BYTES as u64) != u64::from(manifest.chunks) {
             return Err(Error::Manifest(format!("{} bytes in {} chunks cannot be", manifest.bytes, manifest.chunks)));
         }
@@ -155,14 +157,19 @@ impl Manifest {
     /// [`Error::Damaged`] when one is missing or the digest differs.
     pub fn open(&self, slot: Slot, chunks: &BTreeMap<u32, Vec<u8>>) -> Result<Vec<u8>, Error> {
         let damaged = |what: String| Error::Damaged { number: self.checkpoint, slot: slot.name(), what };
-        let mut blob = Vec::new();
+        let mut parts: Vec<&[u8]> = Vec::new();
         for chunk in 0..self.chunks {
             let bytes =
                 chunks.get(&chunk).ok_or_else(|| damaged(format!("chunk {chunk} of {} is missing", self.chunks)))?;
-            blob.extend_from_slice(bytes);
+            parts.push(bytes);
         }
-        if blob.len() as u64 != self.bytes || sha256_hex(&blob) != self.sha256 {
-            return Err(damaged(format!("its {} bytes have another digest than the manifest says", blob.len())));
+        let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        if bytes != self.bytes {
+            return Err(damaged(format!("its chunks have {bytes} bytes, the manifest says {}", self.bytes)));
+        }
+        let blob = parts.concat();
+        if sha256_hex(&blob) != self.sha256 {
+            return Err(damaged(format!("its {bytes} bytes have another digest than the manifest says")));
         }
         Ok(blob)
     }
@@ -243,7 +250,8 @@ mod tests {
         };
         assert!(damaged(&|chunks| drop(chunks.remove(&1))).contains("chunk 1 of 2 is missing"));
         assert!(damaged(&|chunks| chunks.get_mut(&0).unwrap()[5] = 8).contains("checkpoint 4 in slot 1"));
-        assert!(damaged(&|chunks| chunks.get_mut(&1).unwrap().truncate(3)).contains("digest"));
+        assert!(damaged(&|chunks| chunks.get_mut(&1).unwrap().truncate(3)).contains("bytes, the manifest says"));
+        assert!(damaged(&|chunks| chunks.get_mut(&1).unwrap()[0] = 8).contains("digest"));
         // Left over from a larger checkpoint that had the slot before.
         let mut more = chunks(&blob);
         drop(more.insert(2, b"old".to_vec()));

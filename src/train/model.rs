@@ -37,12 +37,17 @@ use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::shortened;
+
 use super::batch::{add, edit, read, Batch, InputSpec, Layout};
 use super::optimizer::sum_of_squares;
 use super::seed::Generator;
 
 /// Most elements that all parameters of a model may have together: 4 GiB of `f32`.
 pub const ELEMENTS_MAX: usize = 1 << 30;
+
+/// Most widths of an encoder.
+pub const LAYERS_MAX: usize = 64;
 
 /// Deepest product that is not cut; see the module's documentation.
 const DEPTH_MAX: usize = 512;
@@ -141,8 +146,9 @@ impl ModelSpec {
             Self::Autoencoder { rows_max, dim, layers, dropout } => {
                 positive("rows_max", *rows_max)?;
                 positive("dim", *dim)?;
-                if layers.is_empty() || layers.contains(&0) {
-                    let (expected, found) = ("a list of widths of at least 1", format!("{layers:?}"));
+                if layers.is_empty() || layers.len() > LAYERS_MAX || layers.contains(&0) {
+                    let expected = "a list of 1 to 64 widths of at least 1";
+                    let found = shortened(&format!("{layers:?}"));
                     return Err(ModelError::Setting { setting: "layers", expected, found });
                 }
                 *dropout

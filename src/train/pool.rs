@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{unbounded, Receiver, Sender};
+use fail::fail_point;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +58,11 @@ impl Error {
             Self::Kafka(error) => error.passes(),
             Self::Thread(_) => true,
         }
+    }
+
+    /// May Kafka just be away?
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Kafka(error) if error.passes_by_itself())
     }
 }
 
@@ -158,6 +164,7 @@ impl Pool<'_> {
 
     /// Trials checkpoint and end; what does not within the timeout is left to its last checkpoint.
     fn drain(&mut self) {
+        fail_point!("train.pool.drain");
         self.order(|_| true, Order::Yield);
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
         while !self.running.is_empty() && Instant::now() < deadline {
@@ -188,6 +195,7 @@ impl Pool<'_> {
     }
 
     fn serve_group(&mut self) -> Result<bool, Error> {
+        fail_point!("train.pool.serve_group");
         let rebalance = match self.member.poll_group() {
             Ok(None) => return Ok(false),
             Ok(Some(rebalance)) => rebalance,
@@ -201,6 +209,7 @@ impl Pool<'_> {
         let group = self.context.settings.train_group();
         match rebalance {
             Rebalance::Assigned(partitions) => {
+                fail_point!("train.pool.assigned", |code| Err(kafka::Error::injected(code).into()));
                 let watermarks = Watermarks::new(&self.context.settings)?;
                 let topic = &self.context.topics.trials.name;
                 let positions = partitions

@@ -7,17 +7,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fail::fail_point;
 use rdkafka::consumer::ConsumerGroupMetadata;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 
+use super::record::TrialRecord;
 use super::store::Written;
 use crate::config::Settings;
 use crate::features::range::Range;
 use crate::kafka;
 use crate::kafka::consumer::Lease;
 use crate::kafka::topics::TopicSet;
-use crate::kafka::transaction::TransactionalProducer;
+use crate::kafka::transaction::{Outgoing, TransactionalProducer};
 use crate::kafka::Class;
 use crate::metrics::{Train, TransactionOutcome};
 
@@ -60,16 +63,22 @@ pub struct GroupOffsets {
 /// See the module.
 pub struct Publisher {
     settings: Settings,
+    /// The trial's own.
+    group: String,
     producer: TransactionalProducer,
     lease: Arc<Lease>,
     partition: i32,
     /// Number of the assignment under which the trial was started.
     assignment: u64,
     metrics: Train,
+    /// What was published last, if anything was by this publisher.
+    published: Option<Pointer>,
 }
 
 impl Publisher {
-    /// Registers the trial's transactional id, which fences whoever had it.
+    /// Registers the trial's transactional id, which fences whoever had it, and ends what may be left open of it: a
+    /// coordinator that was restarted may have forgotten a transaction without ending it in every partition, and the
+    /// next commit of the same id would make its records visible.
     ///
     /// # Errors
     /// When the partition is not ours, or Kafka fails.
@@ -79,15 +88,57 @@ impl Publisher {
         metrics: &Train,
         lease: Arc<Lease>,
         (partition, assignment): (i32, u64),
-        trial: &str,
+        record: &TrialRecord,
     ) -> Result<Self, Error> {
         if lease.hold().partitions.get(&partition) != Some(&assignment) {
             return Err(Error::Lost);
         }
+        fail_point!("train.publish.before_init");
         let limits_bytes = [topics.output.message_bytes_max, topics.trials.message_bytes_max];
-        let producer = TransactionalProducer::new(settings, &settings.trial_group(trial), &limits_bytes)
-            .map_err(Error::Interrupted)?;
-        Ok(Self { settings: settings.clone(), producer, lease, partition, assignment, metrics: metrics.clone() })
+        let group = settings.trial_group(&record.trial);
+        let producer = TransactionalProducer::new(settings, &group, &limits_bytes).map_err(Error::Interrupted)?;
+        fail_point!("train.publish.after_init");
+        let mut publisher = Self {
+            settings: settings.clone(),
+            group,
+            producer,
+            lease,
+            partition,
+            assignment,
+            metrics: metrics.clone(),
+            published: None,
+        };
+        publisher.scrub(&record.range()).map_err(|error| {
+            tracing::warn!(trial = %record.trial, %error, class = ?error.class(), "a trial could not be claimed");
+            Error::Interrupted(error)
+        })?;
+        Ok(publisher)
+    }
+
+    /// Writes to everything that a publication writes to, and aborts.
+    fn scrub(&mut self, range: &Range) -> kafka::Result<()> {
+        let state = self.lease.hold();
+        let Some(owner) = state.metadata.clone() else { return Ok(()) };
+        let position = self.position(state.committed.get(&self.partition).copied().unwrap_or(0))?;
+        drop(state);
+        let mut transaction = self.producer.begin()?;
+        for topic in [&self.settings.topics.output, &self.settings.topics.trials] {
+            let (partition, key) = (self.partition, Some(b"scrub".as_slice()));
+            transaction.send(&Outgoing { topic, partition, key, value: None, inherited: None, headers: &[] })?;
+        }
+        let starts: Vec<(i32, i64)> = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
+        let member = kafka::offsets::group_metadata(&self.settings, &self.group)?;
+        match transaction.send_offsets(&kafka::offsets::list(&range.topic, &starts, "")?, &member) {
+            // The topic is gone, and its offsets with it; what that means for the trial is found out by reading.
+            Err(error) if error.code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {}
+            result => result.and_then(|()| transaction.send_offsets(&position, &owner))?,
+        }
+        transaction.abort()
+    }
+
+    /// The trial's partition of `trials`, to be committed for the group that shares trials out.
+    fn position(&self, offset: i64) -> kafka::Result<TopicPartitionList> {
+        kafka::offsets::list(&self.settings.topics.trials, &[(self.partition, offset)], "")
     }
 
     /// Publishes records and the trial's offsets in one transaction; tries again after failures that pass.
@@ -115,6 +166,9 @@ impl Publisher {
             let error = match result {
                 Ok(()) => {
                     self.count(TransactionOutcome::Committed);
+                    if let Some((offsets, ..)) = group {
+                        self.published = Some(offsets.pointer.clone());
+                    }
                     return Ok(());
                 }
                 Err(error) => error,
@@ -129,10 +183,16 @@ impl Publisher {
                     if !self.lease.await_change(version, bound) {
                         return Err(Error::Interrupted(error));
                     }
+                    if let Some((_, range, _)) = group {
+                        self.confirm(range).map_err(Error::Interrupted)?;
+                    }
                 }
                 Class::Retriable | Class::Abort if attempts < ATTEMPTS_MAX => {
                     self.count(TransactionOutcome::Aborted);
                     std::thread::sleep(Duration::from_millis(100) * attempts);
+                    if let Some((_, range, _)) = group {
+                        self.confirm(range).map_err(Error::Interrupted)?;
+                    }
                 }
                 Class::Fenced => {
                     self.count(TransactionOutcome::Fenced);
@@ -146,6 +206,29 @@ impl Publisher {
         }
     }
 
+    /// After an abort: Kafka must still hold what was published before. A broker that was restarted in the midst of a
+    /// commit may have forgotten it, and the abort then takes it back, too.
+    fn confirm(&self, range: &Range) -> kafka::Result<()> {
+        let Some(published) = &self.published else { return Ok(()) };
+        let Some(first) = range.partitions.first() else { return Ok(()) };
+        let bound = self.settings.kafka.open_transaction_max();
+        let (group, partition) = (&self.group, first.partition);
+        let committed = kafka::offsets::committed(&self.settings, group, &range.topic, &[partition], bound)?;
+        let held = committed.get(&partition);
+        let pointer: Option<Pointer> = held.and_then(|held| serde_json::from_str(&held.metadata).ok());
+        if pointer.as_ref() == Some(published) {
+            return Ok(());
+        }
+        Err(kafka::Error::Undone {
+            topic: range.topic.clone(),
+            partition,
+            group: group.clone(),
+            held: pointer
+                .map_or_else(|| "no checkpoint".into(), |pointer| format!("checkpoint {}", pointer.checkpoint)),
+            committed: format!("checkpoint {}", published.checkpoint),
+        })
+    }
+
     fn attempt(
         &mut self,
         records: &[Written<'_>],
@@ -153,18 +236,23 @@ impl Publisher {
         owner: &ConsumerGroupMetadata,
         position: i64,
     ) -> kafka::Result<()> {
+        fail_point!("train.publish.before_begin");
+        let list = self.position(position)?;
         let mut transaction = self.producer.begin()?;
         for record in records {
+            fail_point!("train.publish.before_record");
             record.send(&self.settings, &mut transaction, self.partition)?;
         }
         if let Some((group, range, member)) = group {
+            fail_point!("train.publish.after_records");
             transaction.send_offsets(&group.list(range)?, member)?;
+            fail_point!("train.publish.after_group_offsets");
         }
-        let mut list = TopicPartitionList::with_capacity(1);
-        list.add_partition_offset(&self.settings.topics.trials, self.partition, Offset::Offset(position))
-            .map_err(kafka::Error::call("listing offsets"))?;
         transaction.send_offsets(&list, owner)?;
-        transaction.commit()
+        fail_point!("train.publish.after_owner_offsets");
+        transaction.commit()?;
+        fail_point!("train.publish.after_commit");
+        Ok(())
     }
 
     fn count(&self, outcome: TransactionOutcome) {
@@ -175,12 +263,8 @@ impl Publisher {
 impl GroupOffsets {
     fn list(&self, range: &Range) -> kafka::Result<TopicPartitionList> {
         let metadata = serde_json::to_string(&self.pointer).unwrap_or_default();
-        let mut list = TopicPartitionList::with_capacity(self.offsets.len());
-        for (place, &offset) in range.partitions.iter().zip(&self.offsets) {
-            let mut element = list.add_partition(&range.topic, place.partition);
-            element.set_offset(Offset::Offset(offset)).map_err(kafka::Error::call("listing offsets"))?;
-            element.set_metadata(&metadata);
-        }
-        Ok(list)
+        let places = range.partitions.iter().map(|place| place.partition);
+        let offsets: Vec<(i32, i64)> = places.zip(self.offsets.iter().copied()).collect();
+        kafka::offsets::list(&range.topic, &offsets, &metadata)
     }
 }

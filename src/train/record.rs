@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::model::ModelSpec;
 use super::optimizer::OptimizerSpec;
 use super::search::{ModelName, Parameters};
+use crate::config::shortened;
 use crate::features::range::{PartitionRange, Range};
 use crate::features::window::Reading;
 use crate::output::{Objective, Outcome};
@@ -71,13 +72,29 @@ impl TrialRecord {
     /// # Errors
     /// Says where the JSON is wrong.
     pub fn parse(value: &[u8]) -> Result<Self, String> {
-        let record: Self = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+        let record: Self = serde_json::from_slice(value).map_err(|error| shortened(&error.to_string()))?;
         let partitions = |keys: Vec<&i32>| keys == record.range.keys().collect::<Vec<_>>();
         if !partitions(record.records.keys().collect()) || !partitions(record.digests.keys().collect()) {
             return Err("`range`, `records` and `digests` name different partitions".into());
         }
+        for (partition, &(start, end)) in &record.range {
+            if *partition < 0 || start < 0 || end < start {
+                return Err(format!("`range` of partition {partition} is none"));
+            }
+        }
+        if record.records.values().try_fold(0_u64, |sum, count| sum.checked_add(*count)).is_none() {
+            return Err("`records` are more than can be counted".into());
+        }
+        if record.parameters.batch_size == 0 {
+            return Err("`batch_size` is 0".into());
+        }
         if record.trial.contains('/') {
             return Err("`trial` contains `/`".into());
+        }
+        // They become names of groups, which end at a null character.
+        let names = [("trial", &record.trial), ("topic", &record.topic)];
+        if let Some((key, _)) = names.iter().find(|(_, name)| name.is_empty() || name.contains(char::is_control)) {
+            return Err(format!("`{key}` is empty or contains control characters"));
         }
         Ok(record)
     }
@@ -192,6 +209,16 @@ mod tests {
         assert!(refused("records", serde_json::json!({"0": 5})).contains("different partitions"));
         assert!(refused("digests", serde_json::json!({"0": "aa", "1": "bb"})).contains("different partitions"));
         assert!(refused("trial", "a/b".into()).contains('/'));
+        assert!(refused("trial", "a\0".into()).contains("control characters"));
+        assert!(refused("topic", "".into()).contains("`topic`"));
+        for range in [[6, 0], [-1, 6], [i64::MIN, i64::MAX]] {
+            assert!(refused("range", serde_json::json!({"0": range, "2": [3, 9]})).contains("partition 0"));
+        }
+        let many = serde_json::json!({"0": u64::MAX, "2": 1});
+        assert!(refused("records", many).contains("`records`"));
+        let mut json = samples::json("t");
+        json["parameters"]["batch_size"] = 0.into();
+        assert!(TrialRecord::parse(json.to_string().as_bytes()).unwrap_err().contains("`batch_size`"));
         assert!(refused("seed", (-1).into()).contains("-1"));
         assert!(refused("model", "transformer".into()).contains("transformer"));
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::fit::Fit;
 use super::model::ModelSpec;
 use super::optimizer::{OptimizerSpec, Rule};
-use crate::config::nearest;
+use crate::config::{nearest, shortened};
 use crate::features::range::Survey;
 use crate::output::Objective;
 
@@ -17,6 +17,9 @@ pub const TRIALS_MAX: usize = 10_000;
 const WINDOW_RECORDS: u64 = 8192;
 /// Bytes of matrices that a default window holds, at most.
 const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Longest path of a file, as Linux has it; each trial keeps its own.
+const PATH_BYTES_MAX: usize = 4096;
 
 /// Keys that belong to the search as a whole.
 const SEARCH_KEYS: [&str; 8] = ["name", "topic", "objective", "seed", "validation", "rows_max", "unlabelled", "window"];
@@ -322,7 +325,11 @@ impl Search {
                 return Err(section.invalid(key, &format!("belongs to `model = \"{}\"`", wanted.name())));
             }
         }
-        let configuration = Configuration { model, parameters, initial_weights: section.optional("initial_weights")? };
+        let initial_weights: Option<String> = section.optional("initial_weights")?;
+        if initial_weights.as_ref().is_some_and(|path| path.len() > PATH_BYTES_MAX) {
+            return Err(section.invalid("initial_weights", &format!("is longer than {PATH_BYTES_MAX} bytes")));
+        }
+        let configuration = Configuration { model, parameters, initial_weights };
         // Ranges of the rest are the model's and the optimizer's own to know; any data will do for asking them.
         let spec = configuration.parameters.model_spec(model, self.rows_max, 1, 2);
         let checked = spec.check().map_err(|error| error.to_string());
@@ -379,7 +386,7 @@ impl Search {
         if survey.embedders.len() > 1 {
             warnings.push(format!(
                 "topic `{topic}` mixes matrices of several embedders: {}",
-                survey.embedders.iter().cloned().collect::<Vec<_>>().join(", ")
+                shortened(&survey.embedders.iter().cloned().collect::<Vec<_>>().join(", "))
             ));
         }
         let record_bytes = (survey.rows_read * (survey.dim * survey.number_bytes) as u64 / survey.records()).max(1);
@@ -451,9 +458,9 @@ impl Section<'_> {
         // `1` is a fine learning rate.
         let as_float = value.as_integer().map(|integer| toml::Value::Float(integer as f64));
         let parsed = value.clone().try_into().or_else(|error| as_float.ok_or(error).and_then(toml::Value::try_into));
-        parsed
-            .map(Some)
-            .map_err(|error: toml::de::Error| self.invalid(key, &format!("is {value}: {}", error.message())))
+        parsed.map(Some).map_err(|error: toml::de::Error| {
+            self.invalid(key, &shortened(&format!("is {value}: {}", error.message())))
+        })
     }
 
     fn required<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, Error> {
@@ -478,30 +485,27 @@ fn refuse_unknown<'k>(keys: impl Iterator<Item = &'k String>, known: &[&str], pl
     Ok(())
 }
 
-/// Every combination of the values that are lists; for list-valued keys, of lists of lists.
-fn grid(table: &toml::Table) -> Vec<toml::Table> {
-    let mut points = vec![toml::Table::new()];
-    for (key, value) in table {
-        let choices: Vec<toml::Value> = match value {
-            toml::Value::Array(values) if key == "layers" && !values.iter().all(toml::Value::is_array) => {
-                vec![value.clone()]
+/// Every combination of the values that are lists, one after another; for list-valued keys, of lists of lists.
+fn grid(table: &toml::Table) -> impl Iterator<Item = toml::Table> + '_ {
+    let axes: Vec<(&String, &[toml::Value])> = table
+        .iter()
+        .map(|(key, value)| match value {
+            toml::Value::Array(values) if key != "layers" || values.iter().all(toml::Value::is_array) => {
+                (key, values.as_slice())
             }
-            toml::Value::Array(values) => values.clone(),
-            value => vec![value.clone()],
-        };
-        points = points
-            .iter()
-            .flat_map(|point| {
-                choices.iter().map(move |choice| {
-                    let mut point = point.clone();
-                    drop(point.insert(key.clone(), choice.clone()));
-                    point
-                })
-            })
-            .take(TRIALS_MAX + 1)
-            .collect();
-    }
-    points
+            value => (key, std::slice::from_ref(value)),
+        })
+        .collect();
+    let points = axes.iter().fold(1_usize, |points, (_, values)| points.saturating_mul(values.len()));
+    (0..points).map(move |mut point| {
+        // The last key varies fastest.
+        let chosen = axes.iter().rev().map(|(key, values)| {
+            let value = &values[point % values.len()];
+            point /= values.len();
+            ((*key).clone(), value.clone())
+        });
+        chosen.collect()
+    })
 }
 
 /// A number as people would write it.

@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use fail::fail_point;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -13,7 +14,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::checkpoint::{self, Manifest};
 use super::record::TrialRecord;
-use crate::config::Settings;
+use crate::config::{shortened, Settings};
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::offsets::{scan, Watermarks};
 use crate::kafka::transaction::{Outgoing, TransactionalProducer};
@@ -79,11 +80,11 @@ pub fn apply(
             Some(id)
         }
         Ok(record) => {
-            tracing::warn!(partition, offset, key = %id, trial = %record.trial, "a record of `trials` has another trial's key; ignored");
+            tracing::warn!(partition, offset, key = %shortened(&id), trial = %shortened(&record.trial), "a record of `trials` has another trial's key; ignored");
             None
         }
         Err(error) => {
-            tracing::warn!(partition, offset, key = %id, %error, "a record of `trials` is unreadable; ignored");
+            tracing::warn!(partition, offset, key = %shortened(&id), %error, "a record of `trials` is unreadable; ignored");
             None
         }
     }
@@ -262,6 +263,7 @@ pub fn follow(
     let consumer: BaseConsumer<LogContext> =
         BaseConsumer::from_config_and_context(&config, LogContext).map_err(Error::call("creating a Kafka client"))?;
     consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
+    fail_point!("train.store.follow");
     while each(&trials) {
         match consumer.poll(Duration::from_secs(1)) {
             Some(Ok(message)) => follow(&message, &mut trials),
@@ -354,6 +356,7 @@ impl<'b> Written<'b> {
                 partition,
                 key: Some(key.as_bytes()),
                 value: value.as_deref(),
+                inherited: None,
                 headers: &[],
             }),
             Self::Output(key, kind, value) => transaction.send(&Outgoing {
@@ -361,6 +364,7 @@ impl<'b> Written<'b> {
                 partition,
                 key: Some(key.as_bytes()),
                 value: value.as_deref(),
+                inherited: None,
                 headers: &[(KIND_HEADER, Some(kind.name().as_bytes()))],
             }),
         }

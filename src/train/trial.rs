@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use fail::fail_point;
+
 use super::checkpoint::{EpochSums, Manifest, Progress};
 use super::fit::{Evaluation, Fit, FitError};
 use super::pool::Context;
@@ -105,14 +107,8 @@ enum Stepped {
 pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u64, control: &Control) -> End {
     let record = &stored.record;
     let place = (stored.partition, assignment);
-    let opened = Publisher::open(
-        &context.settings,
-        &context.topics,
-        &context.metrics.train,
-        Arc::clone(lease),
-        place,
-        &record.trial,
-    );
+    let opened =
+        Publisher::open(&context.settings, &context.topics, &context.metrics.train, Arc::clone(lease), place, record);
     let mut reached = Reached::default();
     let mut publisher = match opened {
         Ok(publisher) => publisher,
@@ -172,6 +168,7 @@ fn work(
         return Ok(End::Outcome(Box::new(outcome)));
     }
     let mut training = Training::take_over(context, record, output, control, reached)?;
+    fail_point!("train.trial.restored");
     if control.get() == Order::Abandon {
         return Err(Error::Ordered);
     }
@@ -487,6 +484,7 @@ impl<'c> Training<'c> {
         match self.control.get() {
             Order::Run => Ok(()),
             Order::Yield => {
+                fail_point!("train.trial.yield");
                 self.checkpoint(publisher)?;
                 Err(Error::Ordered)
             }
@@ -584,6 +582,7 @@ impl<'c> Training<'c> {
     }
 
     fn finish(&mut self, publisher: &mut Publisher, state: EndState, reason: Option<String>) -> Result<Outcome, Error> {
+        fail_point!("train.trial.before_outcome");
         // Weights that are not numbers any more are no checkpoint.
         let sound = state != EndState::Diverged;
         let outcome = Outcome {
@@ -600,6 +599,7 @@ impl<'c> Training<'c> {
             time_ms: now_ms(),
         };
         self.publish(publisher, sound, Some(&outcome))?;
+        fail_point!("train.trial.after_outcome");
         Ok(outcome)
     }
 
@@ -637,6 +637,7 @@ impl<'c> Training<'c> {
             self.context.metrics.train.checkpoint_bytes.inc_by(blob.len() as u64);
         }
         self.show();
+        fail_point!("train.trial.published");
         Ok(())
     }
 
@@ -684,12 +685,12 @@ fn empty(dim: usize) -> Window {
 fn check_group(context: &Context, record: &TrialRecord, range: &Range, newest: Option<&Manifest>) -> Result<(), Error> {
     let group = context.settings.trial_group(&record.trial);
     let partitions: Vec<i32> = range.partitions.iter().map(|partition| partition.partition).collect();
-    let committed = kafka::offsets::committed_with_metadata(
+    let committed = kafka::offsets::committed(
         &context.settings,
         &group,
         &range.topic,
         &partitions,
-        context.settings.kafka.transaction_timeout + Duration::from_secs(15),
+        context.settings.kafka.open_transaction_max(),
     )?;
     let Some(first) = committed.values().next() else { return Ok(()) };
     let pointer: Option<Pointer> = serde_json::from_str(&first.metadata).ok();

@@ -1,8 +1,10 @@
 //! Tests against a real Kafka, started once and shared. Texts are embedded with the real model.
 
+mod away;
 mod dead_letters;
 mod embed;
-#[allow(clippy::disallowed_methods)] // as `support`
+mod expired;
+#[path = "../support/lab.rs"]
 mod lab;
 mod offsets;
 mod outcomes;
@@ -10,10 +12,14 @@ mod ownership;
 mod processes;
 mod range;
 mod resume;
+mod retention;
 mod search;
+mod security;
 mod start;
-#[allow(clippy::disallowed_methods)] // a reader and a writer that share no code with the program
+#[path = "../support/support.rs"]
 mod support;
 mod topics;
 mod train;
 mod weights;
+#[path = "../support/wire.rs"]
+mod wire;

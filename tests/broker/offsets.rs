@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use sweepstream::config::Settings;
 use sweepstream::topology::{Stage, Topology};
 
 use crate::support::{
     assert_one_verdict_each, committed, create_topics, embed, embed_more, eventually, get, parts, produce, read, run,
-    sentences, settings, sweepstream, Operator, Out, Transactions,
+    sentences, settings, sweepstream, In, Operator, Out, Process, Progress, Transactions,
 };
 
 const EMBED: [&str; 4] = ["run", "--stage=embed", "-s", "embed.sessions=1"];
@@ -90,7 +91,8 @@ fn texts_deleted_before_they_were_embedded_stop_the_stage_with_nothing_skipped()
     assert_eq!(stopped.code, 70, "{}", stopped.stderr);
     let expected = format!("{}/0: group `{}` committed offset 10", settings.topics.texts, settings.embed_group());
     assert!(stopped.stderr.contains(&expected) && stopped.stderr.contains("15..20"), "{}", stopped.stderr);
-    assert_eq!(committed(&settings, &settings.embed_group(), &settings.topics.texts), BTreeMap::from([(0, 10)]));
+    let positions = committed(&settings, &settings.embed_group(), &settings.topics.texts);
+    assert_eq!(positions, BTreeMap::from([(0, 10), (1, 0), (2, 0), (3, 0)]));
     assert_eq!(read(&settings, &settings.topics.features).len(), 10);
 }
 
@@ -146,9 +148,163 @@ fn an_open_transaction_of_a_predecessor_is_waited_for_and_the_stage_is_not_ready
 }
 
 #[test]
+fn an_open_transaction_of_an_owner_that_died_is_ended_by_its_successor() {
+    let settings = settings("died");
+    create_topics(&settings);
+    produce(&settings, &settings.topics.texts, &verses("waves", 6));
+    // It has written its name, and stays in the midst of its first transaction for longer than any test waits.
+    let operator = Operator::new(&settings);
+    let (group, texts) = (settings.embed_group(), &settings.topics.texts);
+    let owner = Transactions::lasting(&settings, &format!("{group}.dead"));
+    operator.commit_with(&group, texts, 0, 0, &format!("sweepstream {group}.dead"));
+    owner.send(&settings.topics.features, 0, &["never", "seen"]);
+    owner.send_offset(&settings, &group, texts, 0, 2);
+    embed_more(&settings, 6);
+    assert_one_verdict_each(&settings);
+    // Also when it had not come to its offsets yet.
+    let owner = Transactions::lasting(&settings, &format!("{group}.dead"));
+    operator.commit_with(&group, texts, 0, 6, &format!("sweepstream {group}.dead"));
+    owner.send(&settings.topics.features, 0, &["never", "seen"]);
+    produce(&settings, texts, &verses("tide", 3));
+    embed_more(&settings, 3);
+    assert_one_verdict_each(&settings);
+}
+
+#[test]
 fn a_restart_with_nothing_new_writes_nothing() {
     let settings = settings("idle");
     embed(&settings, &sentences(5));
     run(&settings, &[Stage::Embed], |topology| topology.status.ready());
     assert_one_verdict_each(&settings);
+}
+
+/// Texts in partition 0 that start with this word.
+fn verses(word: &str, count: usize) -> Vec<Out> {
+    (0..count).map(|i| Out::text(&format!("k{i}"), &format!("{word} {i}")).to(0)).collect()
+}
+
+/// The stage ends by itself, writes nothing, and names the first partition of texts.
+#[track_caller]
+fn assert_refused(settings: &Settings, why: &[&str]) {
+    let topics = [&settings.topics.features, &settings.topics.dead_letters];
+    let before = topics.map(|topic| read(settings, topic).len());
+    let refused = sweepstream(settings, &EMBED);
+    assert_eq!(refused.code, 70, "{}", refused.stderr);
+    assert!(refused.stderr.contains(&format!("{}/0", settings.topics.texts)), "{}", refused.stderr);
+    for part in why {
+        assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+    }
+    assert_eq!(topics.map(|topic| read(settings, topic).len()), before);
+}
+
+#[test]
+fn a_group_that_was_reset_by_hand_is_refused_and_goes_on_when_it_is_deleted() {
+    let settings = settings("reset");
+    embed(&settings, &verses("waves", 10));
+    produce(&settings, &settings.topics.texts, &verses("tide", 10));
+    let operator = Operator::new(&settings);
+    let group = settings.embed_group();
+    operator.commit(&group, &settings.topics.texts, 0, 4);
+    assert_refused(&settings, &["set to offset 4", "at offset 9", "4..10 would be embedded twice"]);
+    operator.commit(&group, &settings.topics.texts, 0, 15);
+    assert_refused(&settings, &["set to offset 15", "10..15 would be left out"]);
+    operator.delete_group(&group);
+    embed_more(&settings, 10);
+    assert_one_verdict_each(&settings);
+}
+
+#[test]
+fn a_group_that_was_set_to_where_it_was_or_where_deleted_texts_end_goes_on() {
+    let settings = settings("reset-right");
+    embed(&settings, &verses("waves", 6));
+    produce(&settings, &settings.topics.texts, &verses("tide", 6));
+    let operator = Operator::new(&settings);
+    operator.commit(&settings.embed_group(), &settings.topics.texts, 0, 6);
+    embed_more(&settings, 6);
+    assert_one_verdict_each(&settings);
+    produce(&settings, &settings.topics.texts, &verses("surf", 6));
+    operator.delete_records(&settings.topics.texts, 0, 15);
+    operator.commit(&settings.embed_group(), &settings.topics.texts, 0, 15);
+    embed_more(&settings, 3);
+    let values: Vec<String> = read(&settings, &settings.topics.features).iter().map(In::key).collect();
+    assert_eq!(values[12..], ["k3", "k4", "k5"]);
+}
+
+#[test]
+fn a_group_that_was_set_before_the_first_start_begins_there() {
+    let settings = settings("set");
+    create_topics(&settings);
+    produce(&settings, &settings.topics.texts, &verses("waves", 6));
+    Operator::new(&settings).commit(&settings.embed_group(), &settings.topics.texts, 0, 4);
+    embed_more(&settings, 2);
+    assert_eq!(read(&settings, &settings.topics.features)[0].key(), "k4");
+}
+
+#[test]
+fn a_topic_that_was_recreated_while_nobody_looked_is_refused() {
+    for (name, words, count, why) in
+        [("new-more", "tide", 20, "another one is there now"), ("new-fewer", "waves", 5, "but the log holds 0..5")]
+    {
+        let settings = settings(name);
+        embed(&settings, &verses("waves", 10));
+        Operator::new(&settings).recreate_topic(&settings.topics.texts);
+        produce(&settings, &settings.topics.texts, &verses(words, count));
+        assert_refused(&settings, &["the topic was recreated", why]);
+    }
+}
+
+#[test]
+fn a_topic_that_was_recreated_with_the_same_texts_goes_on() {
+    let settings = settings("new-same");
+    embed(&settings, &verses("waves", 10));
+    Operator::new(&settings).recreate_topic(&settings.topics.texts);
+    produce(&settings, &settings.topics.texts, &verses("waves", 12));
+    embed_more(&settings, 2);
+    assert_one_verdict_each(&settings);
+}
+
+#[test]
+fn a_topic_that_is_recreated_and_refilled_under_a_running_stage_stops_it() {
+    let settings = settings("new-running");
+    create_topics(&settings);
+    produce(&settings, &settings.topics.texts, &verses("waves", 10));
+    let mut process = Process::start(&settings, &EMBED);
+    Progress::of(&settings).await_done(10);
+    // Asleep, so that it does not happen to see the new topic while it is empty.
+    process.signal("STOP");
+    Operator::new(&settings).recreate_topic(&settings.topics.texts);
+    produce(&settings, &settings.topics.texts, &verses("tide", 200));
+    process.signal("CONT");
+    assert_eq!(process.wait().code(), Some(70), "{}", process.stderr());
+    let log = process.stderr();
+    assert!(log.contains(&format!("{}/0", settings.topics.texts)) && log.contains("created"), "{log}");
+    assert_eq!(read(&settings, &settings.topics.features).len(), 10);
+    assert_refused(&settings, &["the topic was recreated"]);
+}
+
+#[test]
+fn output_that_was_removed_is_noticed() {
+    let settings = settings("removed");
+    embed(&settings, &verses("waves", 3));
+    Operator::new(&settings).recreate_topic(&settings.topics.features);
+    assert_refused(&settings, &["below offset 3", "has never held a record", "delete the group"]);
+    Operator::new(&settings).delete_group(&settings.embed_group());
+    embed_more(&settings, 3);
+    assert_one_verdict_each(&settings);
+}
+
+#[test]
+fn a_partition_that_begins_late_and_has_no_output_yet_begins_there_again() {
+    let settings = settings("late");
+    create_topics(&settings);
+    produce(&settings, &settings.topics.texts, &verses("waves", 6));
+    Operator::new(&settings).commit(&settings.embed_group(), &settings.topics.texts, 0, 6);
+    // Starts that find nothing to do.
+    for _ in 0..2 {
+        run(&settings, &[Stage::Embed], |topology| topology.status.ready());
+    }
+    produce(&settings, &settings.topics.texts, &[Out::text("new", "tide").to(0)]);
+    embed_more(&settings, 1);
+    let keys: Vec<String> = read(&settings, &settings.topics.features).iter().map(In::key).collect();
+    assert_eq!(keys, ["new"]);
 }

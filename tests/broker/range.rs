@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sweepstream::features::survey;
-use sweepstream::kafka::offsets::Watermarks;
 use sweepstream::train::start::Started;
 
-use crate::lab::{assert_expected, client, dealt, points, Lab, Transactions};
-use crate::support::{committed, create_topics, eventually, Out};
+use crate::lab::{assert_expected, dealt, points, Lab, Transactions};
+use crate::support::{committed, eventually, Operator, Out};
 
 const SEARCH: &str = r#"
 name = "r"
@@ -21,24 +17,14 @@ batch_size = 8
 validation = 5
 "#;
 
-fn admin(lab: &Lab) -> AdminClient<DefaultClientContext> {
-    client(&lab.settings).create().unwrap()
-}
-
 /// Deletes the features topic.
 fn delete(lab: &Lab) {
-    let topic = lab.settings.topics.features.as_str();
-    let deleted = futures::executor::block_on(admin(lab).delete_topics(&[topic], &AdminOptions::new())).unwrap();
-    assert!(deleted.into_iter().all(|result| result.is_ok()));
+    Operator::new(&lab.settings).delete_topic(&lab.settings.topics.features);
 }
 
 /// Deletes the features topic, creates it again and fills it with other records.
 fn recreate(lab: &Lab, records: &[Out]) {
-    delete(lab);
-    let topic = lab.settings.topics.features.as_str();
-    let watermarks = Watermarks::new(&lab.settings).unwrap();
-    eventually("the topic is gone", || watermarks.partitions(topic).is_err());
-    create_topics(&lab.settings);
+    Operator::new(&lab.settings).recreate_topic(&lab.settings.topics.features);
     lab.fill(records);
 }
 
@@ -174,10 +160,7 @@ fn a_recreated_topic_with_the_same_records_gives_the_same_weights() {
 fn records_deleted_from_the_start_of_the_range_fail_the_trial() {
     let lab = Lab::with_points("retention", 2, 40);
     let search = lab.start(SEARCH);
-    let mut before = TopicPartitionList::new();
-    before.add_partition_offset(&lab.settings.topics.features, 1, Offset::Offset(3)).unwrap();
-    let deleted = futures::executor::block_on(admin(&lab).delete_records(&before, &AdminOptions::new())).unwrap();
-    assert_eq!(deleted.elements()[0].offset(), Offset::Offset(3));
+    Operator::new(&lab.settings).delete_records(&lab.settings.topics.features, 1, 3);
     let reason = reason(&lab, &search);
     assert!(reason.contains(&format!("{}/1", lab.settings.topics.features)), "{reason}");
     assert!(reason.contains("offset 0"), "{reason}");
@@ -186,9 +169,7 @@ fn records_deleted_from_the_start_of_the_range_fail_the_trial() {
 #[test]
 fn a_range_that_begins_after_deleted_records_is_trained_on() {
     let lab = Lab::with_points("begins", 2, 40);
-    let mut before = TopicPartitionList::new();
-    before.add_partition_offset(&lab.settings.topics.features, 1, Offset::Offset(3)).unwrap();
-    let _ = futures::executor::block_on(admin(&lab).delete_records(&before, &AdminOptions::new())).unwrap();
+    Operator::new(&lab.settings).delete_records(&lab.settings.topics.features, 1, 3);
     let search = lab.start(SEARCH);
     assert_eq!(search.trials[0].range[&1], (3, 20));
     lab.train(&[&search]);

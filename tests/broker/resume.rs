@@ -11,7 +11,7 @@ use sweepstream::kafka::topics::delete_groups;
 use sweepstream::train::start::Started;
 
 use crate::lab::{assert_expected, client, dealt, expected, points, Lab};
-use crate::support::{committed, eventually, produce, Out};
+use crate::support::{committed, eventually, produce, read, Out};
 
 /// Windows are smaller than batches and the last batch is short: every kind of position occurs.
 const SEARCH: &str = r#"
@@ -75,11 +75,11 @@ fn manifests(lab: &Lab, trial: &str) -> Vec<(String, Value)> {
     found
 }
 
-/// Overwrites a record of a trial's output.
-fn overwrite(lab: &Lab, trial: &str, key: &str, value: &[u8]) {
+/// Overwrites a record of a trial's output; without a value it is deleted.
+fn overwrite<'v>(lab: &Lab, trial: &str, key: &str, value: impl Into<Option<&'v [u8]>>) {
     let key = format!("{trial}/{key}");
     let partition = lab.output().keyed(&key)[0].partition;
-    let record = Out { key: Some(key.into()), value: Some(value.into()), ..Out::default() };
+    let record = Out { key: Some(key.into()), value: value.into().map(<[u8]>::to_vec), ..Out::default() };
     produce(&lab.settings, &lab.settings.topics.output, &[record.to(partition)]);
 }
 
@@ -143,7 +143,7 @@ fn a_damaged_checkpoint_is_counted_and_the_one_before_is_used() {
     train_a_little(&lab, &search, 60);
     let found = manifests(&lab, id);
     let (slot, newest) = &found[1];
-    overwrite(&lab, id, &format!("checkpoint/{slot}/0"), b"junk");
+    overwrite(&lab, id, &format!("checkpoint/{slot}/0"), b"junk".as_slice());
     let topology = lab.topology();
     eventually("the trial goes on", || {
         topology.status.trials().get(id).is_some_and(|trial| trial.step > newest["progress"]["step"].as_u64().unwrap())
@@ -160,8 +160,8 @@ fn without_any_whole_checkpoint_a_trial_begins_anew() {
     let search = lab.start(&format!("{SEARCH}epochs = 40"));
     let id = &search.trials[0].trial;
     train_a_little(&lab, &search, 30);
-    overwrite(&lab, id, "checkpoint/0/manifest", b"{]");
-    overwrite(&lab, id, "checkpoint/1/0", b"");
+    overwrite(&lab, id, "checkpoint/0/manifest", b"{]".as_slice());
+    overwrite(&lab, id, "checkpoint/1/0", b"".as_slice());
     lab.train(&[&search]);
     assert_eq!(lab.output().weights(id), expected(&search.trials[0], &records()).weights);
 }
@@ -220,4 +220,91 @@ fn measurements_within_an_epoch_are_never_published_twice() {
     let wanted: Vec<(u64, u64)> =
         (1..=3).flat_map(|epoch| (1..=4).map(move |i| (epoch, (epoch - 1) * 8 + 2 * i))).collect();
     assert_eq!(steps, wanted);
+}
+
+/// Rewrites a trial's record as somebody else might.
+fn rewrite(lab: &Lab, trial: &str, change: impl FnOnce(&mut Value)) {
+    let trials = &lab.settings.topics.trials;
+    let partition = read(&lab.settings, trials).iter().rfind(|record| record.key() == trial).unwrap().partition;
+    let mut record = lab.trial(trial).unwrap();
+    change(&mut record);
+    let record = Out { key: Some(trial.into()), value: Some(record.to_string().into_bytes()), ..Out::default() };
+    produce(&lab.settings, trials, &[record.to(partition)]);
+}
+
+#[test]
+fn a_checkpoint_without_one_of_its_chunks_is_named_in_the_log() {
+    let lab = lab("chunkless");
+    let search = lab.start(&format!("{SEARCH}epochs = 40"));
+    let id = &search.trials[0].trial;
+    train_a_little(&lab, &search, 60);
+    let (slot, newest) = manifests(&lab, id).pop().unwrap();
+    overwrite(&lab, id, &format!("checkpoint/{slot}/0"), None);
+    let _process = lab.trainer("chunkless.log");
+    eventually("the trial ends", || lab.trial(id).unwrap().get("outcome").is_some());
+    let log = lab.log("chunkless.log");
+    let line = log.lines().find(|line| line.contains("is damaged")).unwrap_or_else(|| panic!("{log}"));
+    let named = format!("checkpoint {} in slot {slot} is damaged: chunk 0 of 1 is missing", newest["checkpoint"]);
+    assert!(line.contains(&named) && line.contains(id.as_str()), "{line}");
+    assert_eq!(lab.output().weights(id), expected(&search.trials[0], &records()).weights);
+}
+
+#[test]
+fn a_checkpoint_of_other_parameters_is_refused_by_field_until_the_trial_is_restarted() {
+    let lab = lab("unfit");
+    let search = lab.start(&format!("{SEARCH}epochs = 40"));
+    let id = &search.trials[0].trial;
+    train_a_little(&lab, &search, 30);
+    rewrite(&lab, id, |record| record["parameters"]["learning_rate"] = 0.01.into());
+    lab.train(&[&search]);
+    let outcome = lab.output().outcome(id);
+    assert_eq!(outcome["state"], "failed");
+    let reason = outcome["reason"].as_str().unwrap();
+    assert!(reason.contains("`parameters.learning_rate` was 0.001 and is 0.01"), "{reason}");
+    assert!(reason.contains("trials restart"), "{reason}");
+
+    let restarted = lab.command(&["trials", "restart", id]);
+    assert_eq!(restarted.code, 0, "{}", restarted.stderr);
+    lab.train(&[&search]);
+    let mut faster = search.trials[0].clone();
+    faster.parameters.learning_rate = 0.01;
+    let ended = lab.trial(id).unwrap();
+    assert_eq!(ended["outcome"]["state"], "finished", "{ended}");
+    assert_eq!(ended["outcome"]["weights_sha256"], expected(&faster, &records()).weights);
+}
+
+#[test]
+fn a_trial_of_another_training_format_is_refused() {
+    let lab = lab("format");
+    let search = lab.start(&format!("{SEARCH}epochs = 40"));
+    let id = &search.trials[0].trial;
+    train_a_little(&lab, &search, 30);
+    let before = lab.output().measurements(id).len();
+    rewrite(&lab, id, |record| record["training_format"] = 999.into());
+    lab.train(&[&search]);
+    let outcome = lab.output().outcome(id);
+    assert_eq!(outcome["state"], "failed");
+    assert!(outcome["reason"].as_str().unwrap().contains("training format 999"), "{outcome}");
+    assert_eq!(lab.output().measurements(id).len(), before);
+}
+
+#[test]
+fn a_model_that_cannot_be_built_is_a_failed_trial_and_a_record_that_cannot_be_is_ignored() {
+    let lab = lab("giant");
+    let search = lab.start(&format!("{SEARCH}epochs = 1").replace("hidden = 4", "hidden = [4, 5, 6, 7]"));
+    let ids: Vec<&str> = search.trials.iter().map(|trial| trial.trial.as_str()).collect();
+    rewrite(&lab, ids[0], |record| record["parameters"]["hidden"] = u64::MAX.into());
+    rewrite(&lab, ids[1], |record| record["dim"] = (1_u64 << 40).into());
+    rewrite(&lab, ids[2], |record| record["range"]["0"] = serde_json::json!([-1, 24]));
+    lab.train(&[&search]);
+    let output = lab.output();
+    for id in [ids[0], ids[1]] {
+        let outcome = output.outcome(id);
+        assert_eq!(outcome["state"], "failed");
+        assert!(outcome["reason"].as_str().unwrap().contains("more than 1073741824 parameters"), "{outcome}");
+    }
+    // Its record before that stands.
+    for id in [ids[2], ids[3]] {
+        assert_eq!(output.outcome(id)["state"], "finished");
+    }
 }

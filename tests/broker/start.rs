@@ -37,7 +37,7 @@ fn a_signal_ends_a_start_that_waits_for_the_broker() {
     let mut settings = settings("impatient");
     settings.kafka.bootstrap_servers = "127.0.0.1:1".into();
     let mut process = Process::start(&settings, &["run", "--stage=train", "-s", "kafka.start_timeout=1h"]);
-    let _ = process.await_line("kafka does not answer yet");
+    let _ = process.await_line("kafka does not answer, waiting");
     process.signal("TERM");
     let _ = process.wait();
 }

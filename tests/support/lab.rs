@@ -1,6 +1,9 @@
 //! Searches over features that were written by hand, where the embedding model does not matter, and an oracle that
 //! trains the same trials without Kafka.
 
+// Shares no client code with the program it judges; each test binary uses what it needs.
+#![allow(clippy::disallowed_methods, dead_code)]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -32,13 +35,17 @@ pub struct Lab {
 impl Lab {
     /// A features topic with this many partitions, and a trials topic with few, so that it is there at once.
     pub fn new(name: &str, partitions: i32) -> Self {
+        Self::at(support::settings(name), partitions)
+    }
+
+    /// [`Lab::new`] under these settings.
+    pub fn at(mut settings: Settings, partitions: i32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let topics = folder.path().join("topics");
         std::fs::create_dir(&topics).unwrap();
         std::fs::write(topics.join("texts.toml"), format!("partitions = {partitions}\nreplication_factor = -1\n"))
             .unwrap();
         std::fs::write(topics.join("trials.toml"), "partitions = 4\nreplication_factor = -1\n[required]\n\"cleanup.policy\" = { value = \"compact\", why = \"state\" }\n").unwrap();
-        let mut settings = support::settings(name);
         settings.topics.dir = Some(topics);
         settings.train.parallel = std::num::NonZeroUsize::new(2);
         create_topics(&settings);

@@ -1,6 +1,9 @@
 //! What every broker test uses: one real Kafka for all, names of its own for each, and a reader that shares no code
 //! with the program.
 
+// Shares no client code with the program it judges; each test binary uses what it needs.
+#![allow(clippy::disallowed_methods, dead_code)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,6 +20,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::ClientConfig;
 use sweepstream::config::Settings;
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
@@ -211,8 +215,7 @@ pub fn committed(settings: &Settings, group: &str, topic: &str) -> BTreeMap<i32,
     for partition in metadata.topics()[0].partitions() {
         let _ = list.add_partition(topic, partition.id());
     }
-    let committed = consumer.committed_offsets(list, PATIENCE).unwrap();
-    committed
+    committed_of(&consumer, &list)
         .elements()
         .iter()
         .filter_map(|element| match element.offset() {
@@ -220,6 +223,21 @@ pub fn committed(settings: &Settings, group: &str, topic: &str) -> BTreeMap<i32,
             _ => None,
         })
         .collect()
+}
+
+/// A group's coordinator may still be on its way, above all on a new cluster.
+fn committed_of(consumer: &BaseConsumer, partitions: &TopicPartitionList) -> TopicPartitionList {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match consumer.committed_offsets(partitions.clone(), PATIENCE) {
+            Ok(committed) => return committed,
+            Err(error) => {
+                let code = error.rdkafka_error_code();
+                let waits = [RDKafkaErrorCode::NotCoordinator, RDKafkaErrorCode::CoordinatorLoadInProgress];
+                assert!(code.is_some_and(|code| waits.contains(&code)) && Instant::now() < deadline, "{error}");
+            }
+        }
+    }
 }
 
 /// Watches the position of the embed group without waiting for open transactions.
@@ -247,7 +265,7 @@ impl Progress {
 
     /// Offset committed of each partition, 0 where there is none.
     pub fn offsets(&self) -> Vec<i64> {
-        let committed = self.consumer.committed_offsets(self.partitions.clone(), PATIENCE).unwrap();
+        let committed = committed_of(&self.consumer, &self.partitions);
         let offset = |offset: Offset| offset.to_raw().filter(|&raw| raw >= 0).unwrap_or(0);
         committed.elements().iter().map(|element| offset(element.offset())).collect()
     }
@@ -576,6 +594,22 @@ impl Operator {
         eventually("the configuration is known", || self.config(topic).get(key).is_some_and(|now| now == value));
     }
 
+    /// Deletes a topic and waits until it is gone.
+    pub fn delete_topic(&self, name: &str) {
+        let deleted = block_on(self.client.delete_topics(&[name], &AdminOptions::new())).unwrap();
+        assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+        eventually("the topic is gone", || {
+            let metadata = self.client.inner().fetch_metadata(Some(name), PATIENCE).unwrap();
+            metadata.topics()[0].partitions().is_empty()
+        });
+    }
+
+    /// Deletes a topic and creates it again as declared.
+    pub fn recreate_topic(&self, name: &str) {
+        self.delete_topic(name);
+        create_topics(&self.settings);
+    }
+
     /// Deletes the records of a partition below an offset.
     pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
         let mut list = TopicPartitionList::new();
@@ -594,13 +628,20 @@ impl Operator {
 
     /// Sets the position of a group that has no members.
     pub fn commit(&self, group: &str, topic: &str, partition: i32, offset: i64) {
+        self.commit_with(group, topic, partition, offset, "");
+    }
+
+    /// [`Operator::commit`], with something stored beside it.
+    pub fn commit_with(&self, group: &str, topic: &str, partition: i32, offset: i64, metadata: &str) {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.settings.kafka.bootstrap_servers)
             .set("group.id", group)
             .create()
             .unwrap();
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        let mut element = list.add_partition(topic, partition);
+        element.set_offset(Offset::Offset(offset)).unwrap();
+        element.set_metadata(metadata);
         consumer.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
     }
 }
@@ -612,9 +653,15 @@ pub struct Transactions {
 
 impl Transactions {
     pub fn new(settings: &Settings) -> Self {
+        Self::lasting(settings, &format!("{}.other", settings.application_id))
+    }
+
+    /// Its transactions may stay open for ten minutes.
+    pub fn lasting(settings: &Settings, transactional_id: &str) -> Self {
         let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
             .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
-            .set("transactional.id", format!("{}.other", settings.application_id))
+            .set("transactional.id", transactional_id)
+            .set("transaction.timeout.ms", "600000")
             .create()
             .unwrap();
         producer.init_transactions(PATIENCE).unwrap();
