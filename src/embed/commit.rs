@@ -127,14 +127,6 @@ impl<'c> Committer<'c> {
                 Err(_) => {}
             }
             drop(state);
-            match result {
-                Err(error @ kafka::Error::Data { .. }) => return Err(error.into()),
-                Err(error @ kafka::Error::Undone { .. }) => {
-                    self.context.undone.store(true, Ordering::Release);
-                    return Err(error.into());
-                }
-                _ => {}
-            }
             let metrics = &self.context.metrics.embed;
             metrics.transaction_duration.observe(started.elapsed().as_secs_f64());
             let count = |outcome: TransactionOutcome| metrics.transactions.with_label_values(&[outcome.label()]).inc();
@@ -145,6 +137,11 @@ impl<'c> Committer<'c> {
                     self.report(&tally);
                     fail_point!("embed.commit.after_report");
                     return Ok(());
+                }
+                Err(error @ kafka::Error::Data { .. }) => return Err(error.into()),
+                Err(error @ kafka::Error::Undone { .. }) => {
+                    self.context.undone.store(true, Ordering::Release);
+                    return Err(error.into());
                 }
                 Err(error) => error,
             };

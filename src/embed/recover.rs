@@ -22,7 +22,7 @@ use crate::features::codec::{source_digest, DIGEST_HEADER, SOURCE_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::Member;
 use crate::kafka::headers;
-use crate::kafka::offsets::{scan, scan_back, CommittedWatch, Extent, Watermarks};
+use crate::kafka::offsets::{scan, scan_back, Committed, CommittedWatch, Extent, Watermarks};
 use crate::kafka::transaction::{Outgoing, TransactionalProducer};
 use crate::kafka::Class;
 
@@ -61,20 +61,28 @@ pub(super) fn positions(context: &Context, member: &Member, partitions: &[i32]) 
         committed => committed?,
     };
     let undone = context.undone.load(Ordering::Acquire);
+    let parted = |partition: &i32| undone || ended.contains(partition);
+    let is_ours = |found: &Committed| owner(&found.metadata).is_some();
+    let doubted = |partition: &i32| parted(partition) || !committed.get(partition).is_some_and(is_ours);
+    let mut lasts = recovery.lasts(partitions.iter().copied().filter(doubted))?;
     let (mut going_on, mut beginning) = (Vec::new(), Vec::new());
     for &partition in partitions {
         let texts = recovery.watermarks.extent(&context.topics.texts.name, partition)?;
+        let last = lasts.remove(&partition);
         match committed.get(&partition) {
             Some(found) => {
                 recovery.check_in_log(partition, found.offset, texts)?;
-                if owner(&found.metadata).is_none() {
-                    match recovery.check_agrees(partition, found.offset, texts)? {
-                        true => going_on.push((partition, found.offset)),
-                        false => beginning.push((partition, found.offset)),
+                if !is_ours(found) {
+                    match last {
+                        Some(last) => {
+                            recovery.check_agrees(partition, found.offset, &last, texts)?;
+                            going_on.push((partition, found.offset));
+                        }
+                        None => beginning.push((partition, found.offset)),
                     }
-                } else if undone || ended.contains(&partition) {
-                    match recovery.after_output(partition, found.offset)? {
-                        Some(position) => going_on.push((partition, position)),
+                } else if parted(&partition) {
+                    match last {
+                        Some(last) => going_on.push((partition, last.next_to(partition, found.offset))),
                         None => beginning.push((partition, found.offset)),
                     }
                 } else if found.metadata.ends_with(BEGINS) {
@@ -84,7 +92,7 @@ pub(super) fn positions(context: &Context, member: &Member, partitions: &[i32]) 
                     going_on.push((partition, found.offset));
                 }
             }
-            None => match recovery.forgotten(partition, texts)? {
+            None => match recovery.forgotten(partition, last, texts)? {
                 (position, true) => going_on.push((partition, position)),
                 (position, false) => beginning.push((partition, position)),
             },
@@ -135,6 +143,22 @@ struct Trace {
     offset: i64,
     /// Absent in records that were written without it.
     digest: Option<String>,
+}
+
+impl Trace {
+    /// Where to go on, when an offset of ours may have parted from the output.
+    fn next_to(&self, partition: i32, offset: i64) -> i64 {
+        let position = self.offset + 1;
+        if position != offset {
+            tracing::warn!(
+                partition,
+                offset,
+                position,
+                "the committed offset and the output had parted; the output counts"
+            );
+        }
+        position
+    }
 }
 
 struct Recovery<'c> {
@@ -215,21 +239,6 @@ impl Recovery<'_> {
         }
     }
 
-    /// Where the output ends, when an offset of ours may have parted from it; `None` if there is none.
-    fn after_output(&self, partition: i32, offset: i64) -> Result<Option<i64>, Error> {
-        let Some(last) = self.last(partition)? else { return Ok(None) };
-        let position = last.offset + 1;
-        if position != offset {
-            tracing::warn!(
-                partition,
-                offset,
-                position,
-                "the committed offset and the output had parted; the output counts"
-            );
-        }
-        Ok(Some(position))
-    }
-
     fn error(&self, partition: i32, message: String) -> Error {
         kafka::Error::data(&self.context.topics.texts.name, partition, message).into()
     }
@@ -269,12 +278,11 @@ impl Recovery<'_> {
         ))
     }
 
-    /// An offset that somebody set must neither repeat a text nor leave one out. Whether there is any output.
-    fn check_agrees(&self, partition: i32, offset: i64, texts: Extent) -> Result<bool, Error> {
-        let Some(last) = self.last(partition)? else { return Ok(false) };
+    /// An offset that somebody set must neither repeat a text nor leave one out.
+    fn check_agrees(&self, partition: i32, offset: i64, last: &Trace, texts: Extent) -> Result<(), Error> {
         let next = texts.start.max(last.offset + 1);
         if offset == next {
-            return Ok(true);
+            return Ok(());
         }
         let (which, verb) = if offset < next { (offset..next, "embedded twice") } else { (next..offset, "left out") };
         Err(self.error(
@@ -288,9 +296,9 @@ impl Recovery<'_> {
     }
 
     /// A partition without a committed offset, new or forgotten: where it goes on, and whether there is any output.
-    fn forgotten(&self, partition: i32, texts: Extent) -> Result<(i64, bool), Error> {
+    fn forgotten(&self, partition: i32, last: Option<Trace>, texts: Extent) -> Result<(i64, bool), Error> {
         let features = &self.context.topics.features.name;
-        match self.last(partition)? {
+        match last {
             Some(last) => {
                 self.check_same(partition, &last, texts)?;
                 let position = last.offset + 1;
@@ -313,9 +321,10 @@ impl Recovery<'_> {
     /// Whether nothing was ever committed to the features partition; transactions that were aborted take offsets, too.
     fn never_held(&self, partition: i32) -> Result<bool, Error> {
         let features = &self.context.topics.features.name;
-        let any = |_: &BorrowedMessage<'_>| Some(());
+        let sought = BTreeMap::from([((), partition)]);
+        let any = |_: &BorrowedMessage<'_>| Some(((), ()));
         Ok(self.watermarks.extent(features, partition)?.start == 0
-            && scan_back(&self.context.settings, &self.watermarks, features, partition, any)?.is_none())
+            && scan_back(&self.context.settings, &self.watermarks, features, &sought, any)?.is_empty())
     }
 
     /// Kafka forgets offsets with their topic, so what follows the last text may belong to another topic of that name.
@@ -354,9 +363,10 @@ impl Recovery<'_> {
         }
     }
 
-    /// The input that the newest output of this partition came from.
-    fn last(&self, partition: i32) -> Result<Option<Trace>, Error> {
+    /// The input that the newest output of each partition came from.
+    fn lasts(&self, partitions: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, Trace>, Error> {
         let settings = &self.context.settings;
+        let (features, dead) = (&self.context.topics.features, &self.context.topics.dead_letters);
         let texts = &self.context.topics.texts.name;
         let trace = |message: &BorrowedMessage<'_>| {
             // A dead letter keeps the headers of its input, which may have some of these names; ours come after them.
@@ -364,21 +374,28 @@ impl Recovery<'_> {
                 let value = headers::of(message).rev().flatten().find(|header| header.key == name)?.value?;
                 std::str::from_utf8(value).ok()
             };
-            let offset = parse_source(header(SOURCE_HEADER)?, texts, partition)?;
-            Some(Trace { offset, digest: header(DIGEST_HEADER).map(str::to_owned) })
+            let (partition, offset) = parse_source(header(SOURCE_HEADER)?, texts)?;
+            Some((partition, Trace { offset, digest: header(DIGEST_HEADER).map(str::to_owned) }))
         };
-        let feature = scan_back(settings, &self.watermarks, &self.context.topics.features.name, partition, trace)?;
-        let dead = &self.context.topics.dead_letters;
-        let dead = scan_back(settings, &self.watermarks, &dead.name, partition % dead.partitions, trace)?;
-        Ok(feature.into_iter().chain(dead).max_by_key(|trace| trace.offset))
+        let in_features: BTreeMap<i32, i32> = partitions.map(|partition| (partition, partition)).collect();
+        let in_dead = in_features.keys().map(|&partition| (partition, partition % dead.partitions)).collect();
+        let mut lasts = scan_back(settings, &self.watermarks, &features.name, &in_features, trace)?;
+        for (partition, trace) in scan_back(settings, &self.watermarks, &dead.name, &in_dead, trace)? {
+            let newer = lasts.get(&partition).is_none_or(|last| last.offset < trace.offset);
+            if newer {
+                let _ = lasts.insert(partition, trace);
+            }
+        }
+        Ok(lasts)
     }
 }
 
-/// The offset of `topic/partition/offset`, if topic and partition are these.
-fn parse_source(source: &str, topic: &str, partition: i32) -> Option<i64> {
+/// Partition and offset of `topic/partition/offset`, if the topic is this one.
+fn parse_source(source: &str, topic: &str) -> Option<(i32, i64)> {
     let (rest, offset) = source.rsplit_once('/')?;
-    let (source_topic, source_partition) = rest.rsplit_once('/')?;
-    (source_topic == topic && source_partition.parse() == Ok(partition)).then(|| offset.parse().ok())?
+    let (source_topic, partition) = rest.rsplit_once('/')?;
+    (source_topic == topic).then_some(())?;
+    Some((partition.parse().ok()?, offset.parse().ok()?))
 }
 
 /// Offsets that are committed, asked for by a client that is no member.
@@ -394,12 +411,11 @@ mod tests {
     use super::parse_source;
 
     #[test]
-    fn sources_of_other_partitions_and_topics_are_not_ours() {
-        assert_eq!(parse_source("texts/3/17", "texts", 3), Some(17));
-        assert_eq!(parse_source("a/b/3/17", "a/b", 3), Some(17));
-        assert_eq!(parse_source("texts/2/17", "texts", 3), None);
-        assert_eq!(parse_source("other/3/17", "texts", 3), None);
-        assert_eq!(parse_source("texts/3/", "texts", 3), None);
-        assert_eq!(parse_source("17", "texts", 3), None);
+    fn sources_of_other_topics_are_not_ours() {
+        assert_eq!(parse_source("texts/3/17", "texts"), Some((3, 17)));
+        assert_eq!(parse_source("a/b/3/17", "a/b"), Some((3, 17)));
+        assert_eq!(parse_source("other/3/17", "texts"), None);
+        assert_eq!(parse_source("texts/3/", "texts"), None);
+        assert_eq!(parse_source("17", "texts"), None);
     }
 }

@@ -1,13 +1,11 @@
 //! Captures a range and reads it once.
 
-use std::collections::BTreeMap;
-
 use rdkafka::message::Message;
 
 use super::range::{Digest, PartitionRange, Range, Survey};
 use super::replay::raw;
 use crate::config::Settings;
-use crate::kafka::offsets::{scan, Extent, Watermarks};
+use crate::kafka::offsets::{scan, Watermarks};
 use crate::kafka::{Error, Result};
 
 /// Freezes a topic as it is now and surveys it.
@@ -24,10 +22,7 @@ pub fn capture(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(Range, Survey)> {
     let watermarks = Watermarks::new(settings)?;
-    let mut extents: BTreeMap<i32, Extent> = BTreeMap::new();
-    for partition in 0..watermarks.partitions(topic)? {
-        let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
-    }
+    let extents = watermarks.capture(topic, 0..watermarks.partitions(topic)?)?;
     let mut survey = Survey::default();
     let offsets: i64 = extents.values().map(|extent| extent.end - extent.start).sum();
     let offsets = u64::try_from(offsets).unwrap_or(0);

@@ -1,6 +1,6 @@
 //! Where partitions start and end, as read-committed readers will come to see them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
@@ -78,27 +78,31 @@ impl Watermarks {
         Ok(watermarks(&self.committed, topic, partition)?.end)
     }
 
-    /// Captures a partition: takes its high watermark, then waits until every transaction below it has ended.
+    /// Captures partitions: takes their high watermarks, then waits until every transaction below those has ended.
     ///
-    /// Taking the read-committed end alone would miss records that were committed just now.
+    /// Taking the read-committed ends alone would miss records that were committed just now.
     ///
     /// # Errors
     /// When a transaction stays open beyond its timeout, or no broker answers.
-    pub fn capture(&self, topic: &str, partition: i32) -> Result<Extent> {
-        let extent = self.extent(topic, partition)?;
+    pub fn capture(&self, topic: &str, partitions: impl IntoIterator<Item = i32>) -> Result<BTreeMap<i32, Extent>> {
+        let extent = |partition| Ok((partition, self.extent(topic, partition)?));
+        let partitions: BTreeSet<i32> = partitions.into_iter().collect();
+        let extents: BTreeMap<i32, Extent> = partitions.into_iter().map(extent).collect::<Result<_>>()?;
         let bound = self.open_transaction_max;
         let started = Instant::now();
-        while self.stable_end(topic, partition)? < extent.end {
-            if started.elapsed() > bound {
-                let action = format!(
-                    "waiting for a transaction below offset {} of {topic}/{partition}, which is still open (Kafka's transactions tool finds it: `find-hanging`),",
-                    extent.end
-                );
-                return Err(Error::TimedOut { action, waited: bound });
+        for (&partition, extent) in &extents {
+            while self.stable_end(topic, partition)? < extent.end {
+                if started.elapsed() > bound {
+                    let action = format!(
+                        "waiting for a transaction below offset {} of {topic}/{partition}, which is still open (Kafka's transactions tool finds it: `find-hanging`),",
+                        extent.end
+                    );
+                    return Err(Error::TimedOut { action, waited: bound });
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
-            std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(extent)
+        Ok(extents)
     }
 }
 
@@ -333,30 +337,33 @@ fn known(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
     list.elements().iter().filter_map(offset).collect()
 }
 
-/// The last record of a partition for which `pick` finds something, looking ever further back from the end.
+/// The last find of each key that is sought in partitions of a topic, looking ever further back from their ends.
+///
+/// `sought` says in which partition a key's records are; `pick` what a record is for a key.
 ///
 /// # Errors
 /// As [`scan`].
-pub fn scan_back<T>(
+pub fn scan_back<K: Ord + Copy, T>(
     settings: &Settings,
     watermarks: &Watermarks,
     topic: &str,
-    partition: i32,
-    pick: impl Fn(&BorrowedMessage<'_>) -> Option<T>,
-) -> Result<Option<T>> {
-    let whole = watermarks.capture(topic, partition)?;
+    sought: &BTreeMap<K, i32>,
+    pick: impl Fn(&BorrowedMessage<'_>) -> Option<(K, T)>,
+) -> Result<BTreeMap<K, T>> {
+    let mut open = watermarks.capture(topic, sought.values().copied())?;
+    let mut found = BTreeMap::new();
     let mut step = 16;
-    loop {
-        let start = whole.start.max(whole.end - step);
-        let mut found = None;
-        let extents = BTreeMap::from([(partition, Extent { start, end: whole.end })]);
-        scan(settings, topic, &extents, |message| {
-            found = pick(message).or(found.take());
+    while !open.is_empty() {
+        let from = |extent: &Extent| extent.start.max(extent.end - step);
+        let tails = open.iter().map(|(&partition, extent)| (partition, Extent { start: from(extent), ..*extent }));
+        scan(settings, topic, &tails.collect(), |message| {
+            found.extend(pick(message).filter(|(key, _)| sought.get(key) == Some(&message.partition())));
             Ok::<(), Error>(())
         })?;
-        if found.is_some() || start == whole.start {
-            return Ok(found);
-        }
+        let missing: BTreeSet<i32> =
+            sought.iter().filter(|(key, _)| !found.contains_key(key)).map(|(_, &partition)| partition).collect();
+        open.retain(|partition, extent| missing.contains(partition) && from(extent) > extent.start);
         step *= 8;
     }
+    Ok(found)
 }

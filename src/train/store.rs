@@ -1,7 +1,6 @@
 //! Trials and their output as they stand in Kafka.
 
 use std::borrow::Cow;
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -49,10 +48,7 @@ pub struct Stored {
 pub fn trials(settings: &Settings) -> Result<BTreeMap<String, Stored>> {
     let topic = &settings.topics.trials;
     let watermarks = Watermarks::new(settings)?;
-    let mut extents = BTreeMap::new();
-    for partition in 0..watermarks.partitions(topic)? {
-        let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
-    }
+    let extents = watermarks.capture(topic, 0..watermarks.partitions(topic)?)?;
     let mut trials = BTreeMap::new();
     scan(settings, topic, &extents, |message| {
         let _ = apply(&mut trials, message.partition(), message.offset(), message.key(), message.payload());
@@ -121,12 +117,7 @@ pub fn output(
 ) -> Result<BTreeMap<String, TrialOutput>> {
     let topic = &settings.topics.output;
     let watermarks = Watermarks::new(settings)?;
-    let mut extents = BTreeMap::new();
-    for &partition in trials.values() {
-        if let Entry::Vacant(entry) = extents.entry(partition) {
-            let _ = entry.insert(watermarks.capture(topic, partition)?);
-        }
-    }
+    let extents = watermarks.capture(topic, trials.values().copied())?;
     let mut found: BTreeMap<String, TrialOutput> =
         trials.keys().map(|id| (id.clone(), TrialOutput::default())).collect();
     scan(settings, topic, &extents, |message| {
@@ -238,11 +229,7 @@ pub fn follow(
         known.iter().map(|stored| (stored.record.trial.clone(), stored.clone())).collect();
     let ids: BTreeSet<String> = trials.keys().cloned().collect();
     let watermarks = Watermarks::new(settings)?;
-    let partitions: BTreeSet<i32> = known.iter().map(|stored| stored.partition).collect();
-    let mut extents = BTreeMap::new();
-    for partition in partitions {
-        let _ = extents.insert(partition, watermarks.capture(topic, partition)?);
-    }
+    let extents = watermarks.capture(topic, known.iter().map(|stored| stored.partition))?;
     let follow = |message: &BorrowedMessage<'_>, trials: &mut BTreeMap<String, Stored>| {
         let id = message.key().map(String::from_utf8_lossy);
         if id.is_some_and(|id| ids.contains(id.as_ref())) {

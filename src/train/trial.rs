@@ -252,7 +252,8 @@ impl<'c> Training<'c> {
             tracing::warn!(trial = %record.trial, %error, "using the checkpoint before it");
         }
         if damaged.is_empty() {
-            check_group(context, record, &range, newest.as_ref().map(|(manifest, _)| manifest))?;
+            let newest = newest.as_ref().map(|(manifest, _)| manifest);
+            check_group(context, record, &range, newest, newest_number)?;
         }
         let (spec, optimizer) = (record.model_spec(), record.optimizer_spec());
         let restore = |blob: &[u8]| Fit::restore(spec.clone(), optimizer, record.seed, record.number, blob);
@@ -682,7 +683,13 @@ fn empty(dim: usize) -> Window {
 }
 
 /// The group must tell the same story as the newest checkpoint, or nobody knows what was done.
-fn check_group(context: &Context, record: &TrialRecord, range: &Range, newest: Option<&Manifest>) -> Result<(), Error> {
+fn check_group(
+    context: &Context,
+    record: &TrialRecord,
+    range: &Range,
+    newest: Option<&Manifest>,
+    newest_number: Option<u64>,
+) -> Result<(), Error> {
     let group = context.settings.trial_group(&record.trial);
     let partitions: Vec<i32> = range.partitions.iter().map(|partition| partition.partition).collect();
     let committed = kafka::offsets::committed(
@@ -705,6 +712,11 @@ fn check_group(context: &Context, record: &TrialRecord, range: &Range, newest: O
     if agrees {
         return Ok(());
     }
+    // Measurements lie with the checkpoint, so it alone says what was published.
+    if pointer.as_ref().is_some_and(|pointer| is_one_apart(pointer.checkpoint, newest, newest_number)) {
+        tracing::warn!(trial = %record.trial, ?pointer, "a broker that was restarted ended a publication by halves; the checkpoint counts");
+        return Ok(());
+    }
     let says = newest.map_or_else(
         || "there is no checkpoint".to_owned(),
         |manifest| {
@@ -716,6 +728,12 @@ fn check_group(context: &Context, record: &TrialRecord, range: &Range, newest: O
         pointer.map_or_else(|| "without a pointer of ours".into(), |pointer| format!("checkpoint {}", pointer.checkpoint)),
         record.trial
     )))
+}
+
+/// Whether the group lacks the newest checkpoint, or the output the one that the group names.
+fn is_one_apart(named: u64, newest: Option<&Manifest>, newest_number: Option<u64>) -> bool {
+    let lacks = newest.is_some_and(|manifest| manifest.checkpoint == named + 1);
+    lacks || named == newest_number.map_or(0, |number| number + 1)
 }
 
 /// Unix time in milliseconds.

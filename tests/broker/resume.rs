@@ -11,7 +11,7 @@ use sweepstream::kafka::topics::delete_groups;
 use sweepstream::train::start::Started;
 
 use crate::lab::{assert_expected, client, dealt, expected, points, Lab};
-use crate::support::{committed, eventually, produce, read, Out};
+use crate::support::{committed, eventually, produce, read, Out, PATIENCE};
 
 /// Windows are smaller than batches and the last batch is short: every kind of position occurs.
 const SEARCH: &str = r#"
@@ -184,6 +184,38 @@ fn a_group_that_was_reset_by_hand_is_refused_with_the_way_out() {
     assert_eq!(outcome["state"], "failed");
     let reason = outcome["reason"].as_str().unwrap();
     assert!(reason.contains(&group) && reason.contains("reset") && reason.contains("trials restart"), "{reason}");
+}
+
+#[test]
+fn a_publication_that_a_broker_ended_by_halves_counts_as_far_as_its_checkpoint() {
+    for (name, apart) in [("behind", -1), ("ahead", 1), ("elsewhere", 2)] {
+        let lab = lab(name);
+        let search = lab.start(&format!("{SEARCH}epochs = 40"));
+        let id = &search.trials[0].trial;
+        train_a_little(&lab, &search, 30);
+        let features = &lab.settings.topics.features;
+        let group = lab.settings.trial_group(id);
+        let consumer: BaseConsumer = client(&lab.settings).set("group.id", &group).create().unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(features, 0, PARTITIONS - 1);
+        let list = consumer.committed_offsets(list, PATIENCE).unwrap();
+        for partition in 0..PARTITIONS {
+            let mut element = list.find_partition(features, partition).unwrap();
+            let mut pointer: Value = serde_json::from_str(element.metadata()).unwrap();
+            pointer["checkpoint"] = (pointer["checkpoint"].as_i64().unwrap() + apart).into();
+            element.set_metadata(pointer.to_string());
+            element.set_offset(Offset::Offset(1)).unwrap();
+        }
+        consumer.commit(&list, CommitMode::Sync).unwrap();
+        lab.train(&[&search]);
+        if apart == 2 {
+            let outcome = lab.output().outcome(id);
+            assert_eq!(outcome["state"], "failed");
+            assert!(outcome["reason"].as_str().unwrap().contains("trials restart"), "{outcome}");
+        } else {
+            assert_expected(&lab.output(), &search.trials[0], &records());
+        }
+    }
 }
 
 #[test]

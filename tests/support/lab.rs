@@ -352,10 +352,11 @@ fn example<'o>(record: &TrialRecord, out: &'o Out) -> Record<'o> {
 pub fn assert_expected(output: &Output, trial: &TrialRecord, records: &[Out]) {
     let expected = expected(trial, records);
     let id = &trial.trial;
+    let weights = output.weights(id);
     let ends: Vec<Value> = output.measurements(id).into_iter().filter(|m| m.get("validation_loss").is_some()).collect();
     let column = |key: &str| ends.iter().map(|m| m[key].as_f64().unwrap()).collect::<Vec<f64>>();
     assert_eq!(column("loss"), expected.losses, "{id}: {:?}", trial.parameters);
     let validation: Vec<f64> = expected.validation_losses.iter().map(|loss| loss.unwrap()).collect();
     assert_eq!(column("validation_loss"), validation, "{id}");
-    assert_eq!(output.weights(id), expected.weights, "{id}: {:?}", trial.parameters);
+    assert_eq!(weights, expected.weights, "{id}: {:?}", trial.parameters);
 }
