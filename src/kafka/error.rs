@@ -221,7 +221,7 @@ impl Error {
     }
 }
 
-fn class_of(error: &KafkaError) -> Class {
+pub(super) fn class_of(error: &KafkaError) -> Class {
     use RDKafkaErrorCode as Code;
     match error.rdkafka_error_code() {
         Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch) => return Class::Fenced,

@@ -386,13 +386,14 @@ fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
 }
 
-/// A created topic reaches the metadata of brokers a moment later.
+/// A created topic reaches the metadata of brokers a moment later, or many seconds on a busy machine.
 fn await_topic(watermarks: &Watermarks, name: &str) -> Result<()> {
+    const BOUND: std::time::Duration = std::time::Duration::from_secs(60);
     let started = std::time::Instant::now();
     loop {
         match watermarks.partitions(name) {
             Ok(_) => return Ok(()),
-            Err(error) if started.elapsed() > REQUEST_TIMEOUT => return Err(error),
+            Err(error) if started.elapsed() > BOUND => return Err(error),
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
         }
     }

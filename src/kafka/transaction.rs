@@ -22,7 +22,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::client;
-use super::error::{Class, Error, Result};
+use super::error::{class_of, Class, Error, Result};
 use super::headers;
 use crate::config::Settings;
 
@@ -112,6 +112,12 @@ impl TransactionalProducer {
         self.producer.begin_transaction().map_err(Error::call("beginning a transaction"))?;
         Ok(Transaction { owner: self, open: true, topics: Vec::new() })
     }
+
+    /// A dead producer refuses records without saying that it was fenced.
+    fn cause(&self, refusal: KafkaError) -> KafkaError {
+        let fatal = self.producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code));
+        fatal.filter(|fatal| class_of(fatal) == Class::Fenced).unwrap_or(refusal)
+    }
 }
 
 impl Transaction<'_> {
@@ -150,7 +156,7 @@ impl Transaction<'_> {
                     return Err(Error::Delivery {
                         topic: record.topic.to_owned(),
                         partition: record.partition,
-                        source,
+                        source: self.owner.cause(source),
                     });
                 }
             }

@@ -215,7 +215,7 @@ pub fn search(lab: &Lab) -> Started {
 #[track_caller]
 pub fn assert_trained_by(process: Process, lab: &Lab, trial: &TrialRecord) {
     let id = &trial.trial;
-    eventually("the trial ends", || lab.trial(id).unwrap().get("outcome").is_some());
+    eventually("the trial ends", || lab.has_ended(id));
     stop(process);
     assert_trained(lab, trial);
 }

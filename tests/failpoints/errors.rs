@@ -67,6 +67,14 @@ pub fn tests() -> Vec<Trial> {
     ]
 }
 
+/// Errors are counted here, and none may come from a machine that is too slow for a short session.
+fn patient(mut settings: Settings) -> Settings {
+    let Settings { kafka, .. } = Settings::default();
+    settings.kafka.session_timeout = kafka.session_timeout;
+    settings.kafka.transaction_timeout = kafka.transaction_timeout;
+    settings
+}
+
 /// Aborted, fenced and failed transactions, as the process counts them.
 fn counted(process: &Process, name: &str) -> [u64; 3] {
     let metrics = get(&process.http_address(), "/metrics").1;
@@ -84,7 +92,7 @@ fn passed(log: &str) -> String {
 
 /// One transaction that succeeds before each error.
 fn embed_goes_on(call: &str, codes: &[Code], wanted: [u64; 3], order: &str) {
-    let settings = with_texts("errors");
+    let settings = patient(with_texts("errors"));
     let errors: Vec<String> = codes.iter().map(|&code| format!("1*off->1*return({})", code as i32)).collect();
     let plan = format!(
         "kafka.transaction.{call}={};embed.commit.new_producer=tell;embed.commit.before_begin=tell",
@@ -101,7 +109,7 @@ fn embed_goes_on(call: &str, codes: &[Code], wanted: [u64; 3], order: &str) {
 }
 
 fn embed_gives_up() {
-    let mut settings: Settings = with_texts("gives-up");
+    let mut settings = patient(with_texts("gives-up"));
     settings.run.rebuilds_max = std::num::NonZeroU32::new(2).unwrap();
     let plan = format!(
         "kafka.transaction.commit=return({});embed.commit.new_producer=tell;embed.commit.before_begin=tell",
@@ -119,13 +127,14 @@ fn embed_gives_up() {
 }
 
 fn train_goes_on(call: &str, action: &str, code: Code, wanted: [u64; 3], interruptions: usize) {
-    let lab = lab("errors");
+    let mut lab = lab("errors");
+    lab.settings = patient(lab.settings);
     let search = search(&lab);
     let trial = &search.trials[0];
     let action = action.replace("return", &format!("return({})", code as i32));
     let plan = format!("kafka.transaction.{call}={action};train.publish.after_init=tell");
     let mut process = start(&lab.settings, &plan, &TRAIN_STAGE);
-    eventually("the trial ends", || lab.trial(&trial.trial).unwrap().get("outcome").is_some());
+    eventually("the trial ends", || lab.has_ended(&trial.trial));
     eventually("transactions are counted", || counted(&process, "output") == wanted);
     process.signal("TERM");
     assert_eq!(process.wait().code(), Some(0), "{}", process.stderr());

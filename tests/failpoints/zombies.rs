@@ -27,10 +27,10 @@ pub fn tests() -> Vec<Trial> {
                 embed_frozen_before_taking(protocol);
             }),
             case(format!("frozen_before_its_records_it_embeds_nothing_under_{name}"), move || {
-                embed_frozen_in_a_transaction(protocol, "embed.commit.after_begin", &["Stale"]);
+                embed_frozen_in_a_transaction(protocol, "embed.commit.after_begin");
             }),
             case(format!("frozen_after_its_records_it_embeds_nothing_under_{name}"), move || {
-                embed_frozen_in_a_transaction(protocol, "embed.commit.after_sends", &["Stale", "Fenced"]);
+                embed_frozen_in_a_transaction(protocol, "embed.commit.after_sends");
             }),
             case(format!("frozen_before_a_commit_it_may_still_commit_under_{name}"), move || {
                 embed_frozen_before_its_commit(protocol);
@@ -74,8 +74,8 @@ fn embed_frozen_before_taking(protocol: GroupProtocol) {
 }
 
 /// What Kafka does not know of yet, the group refuses; what is open when somebody else comes, that one ends. Whether
-/// records have left the process when it freezes, nobody can tell.
-fn embed_frozen_in_a_transaction(protocol: GroupProtocol, point: &str, classes: &[&str]) {
+/// records have left the process when it freezes, or the transaction before has quite ended, nobody can tell.
+fn embed_frozen_in_a_transaction(protocol: GroupProtocol, point: &str) {
     let mut settings = with(with_texts("frozen"), protocol);
     // The transaction outlives the sleep.
     settings.kafka.transaction_timeout = Duration::from_secs(60);
@@ -85,7 +85,7 @@ fn embed_frozen_in_a_transaction(protocol: GroupProtocol, point: &str, classes: 
     Progress::of(&settings).await_done(4 * TEXTS);
     zombie.signal("CONT");
     let refused = zombie.await_line("a transaction of the embed stage failed");
-    assert!(classes.iter().any(|class| refused.contains(&format!("class={class}"))), "{refused}");
+    assert!(refused.contains("class=Stale") || refused.contains("class=Fenced"), "{refused}");
     let _ = zombie.await_line("owned=2");
     assert_embedded_by_both(&settings, [zombie, owner]);
 }
@@ -127,7 +127,7 @@ fn train_frozen_before_fencing(protocol: GroupProtocol) {
     let _ = owner.await_line("trial interrupted");
     std::fs::write(&wake, "").unwrap();
     let id = &search.trials[0].trial;
-    eventually("the trial ends", || lab.trial(id).unwrap().get("outcome").is_some());
+    eventually("the trial ends", || lab.has_ended(id));
     stop(zombie);
     assert_trained_by(owner, &lab, &search.trials[0]);
 }

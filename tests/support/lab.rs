@@ -126,6 +126,11 @@ impl Lab {
         Output(read(&self.settings, &self.settings.topics.output))
     }
 
+    /// Whether the newest record of a trial says so; what was committed just now may not be readable yet.
+    pub fn has_ended(&self, id: &str) -> bool {
+        self.trial(id).is_some_and(|trial| trial.get("outcome").is_some())
+    }
+
     /// The newest record of a trial in `trials`.
     pub fn trial(&self, id: &str) -> Option<Value> {
         let records = read(&self.settings, &self.settings.topics.trials);
