@@ -1,5 +1,6 @@
 //! The value of a `features` record: safetensors with one tensor, `rows` `[rows, embedding_dim]`, f16 or f32. Pure.
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::{Dtype as TensorDtype, SafeTensors, TensorView};
 
@@ -39,6 +40,29 @@ impl Dtype {
             Self::F32 => 4,
         }
     }
+
+    /// Reads little-endian numbers, at any alignment, into as many `f32`.
+    pub fn read(self, bytes: &[u8], values: &mut [f32]) {
+        match self {
+            Self::F32 => {
+                for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                }
+            }
+            Self::F16 => {
+                // The conversion of whole slices uses the processor's instructions, but wants aligned halves.
+                const CHUNK: usize = 512;
+                let mut halves = [f16::ZERO; CHUNK];
+                for (values, bytes) in values.chunks_mut(CHUNK).zip(bytes.chunks(2 * CHUNK)) {
+                    let halves = &mut halves[..values.len()];
+                    for (half, bytes) in halves.iter_mut().zip(bytes.chunks_exact(2)) {
+                        *half = f16::from_le_bytes([bytes[0], bytes[1]]);
+                    }
+                    halves.convert_to_f32_slice(values);
+                }
+            }
+        }
+    }
 }
 
 impl From<MatrixDtype> for Dtype {
@@ -61,6 +85,33 @@ pub struct MatrixView<'a> {
     pub dim: usize,
     /// `rows * dim * dtype.bytes()` bytes, of any alignment.
     pub data: &'a [u8],
+}
+
+impl MatrixView<'_> {
+    /// Its rows as bytes, the first `rows_max` of them.
+    pub fn rows(&self, rows_max: usize) -> impl Iterator<Item = &[u8]> {
+        self.data.chunks_exact((self.dim * self.dtype.bytes()).max(1)).take(self.rows.min(rows_max))
+    }
+
+    /// The mean of its first `rows_max` rows, summed in row order in `f32` and divided by their count; `row` is room
+    /// for one.
+    ///
+    /// # Panics
+    /// When there is not room for `dim` numbers in each.
+    pub fn mean(&self, rows_max: usize, mean: &mut [f32], row: &mut [f32]) {
+        for (t, bytes) in self.rows(rows_max).enumerate() {
+            if t == 0 {
+                self.dtype.read(bytes, mean);
+            } else {
+                self.dtype.read(bytes, row);
+                for (sum, value) in mean.iter_mut().zip(&*row) {
+                    *sum += value;
+                }
+            }
+        }
+        let count = self.rows.min(rows_max) as f32;
+        mean.iter_mut().for_each(|value| *value /= count);
+    }
 }
 
 /// Why a value is not a matrix.
@@ -86,7 +137,7 @@ pub fn encode(rows: usize, dim: usize, values: &[f32], dtype: Dtype) -> Vec<u8> 
     let halves;
     let (tensor_dtype, bytes): (TensorDtype, &[u8]) = match dtype {
         Dtype::F16 => {
-            let mut converted = vec![half::f16::ZERO; values.len()];
+            let mut converted = vec![f16::ZERO; values.len()];
             converted.convert_from_f32_slice(values);
             halves = converted;
             (TensorDtype::F16, bytemuck::cast_slice(&halves))
@@ -108,6 +159,9 @@ pub const fn encoded_bytes_max(rows: usize, dim: usize, dtype: Dtype) -> usize {
 /// # Errors
 /// Whatever the bytes are, an error says what is wrong; nothing is allocated beyond the size of the bytes.
 pub fn decode(bytes: &[u8]) -> Result<MatrixView<'_>, Error> {
+    if let Some(matrix) = decode_own(bytes) {
+        return Ok(matrix);
+    }
     let tensors = SafeTensors::deserialize(bytes).map_err(|error| Error::Format(shortened(&error.to_string())))?;
     let tensor = tensors.tensor(TENSOR).map_err(|_| Error::NoRows(shortened(&tensors.names().join(", "))))?;
     let dtype = match tensor.dtype() {
@@ -119,6 +173,35 @@ pub fn decode(bytes: &[u8]) -> Result<MatrixView<'_>, Error> {
         [rows, dim] if rows > 0 && dim > 0 => Ok(MatrixView { dtype, rows, dim, data: tensor.data() }),
         ref shape => Err(Error::Shape(shortened(&format!("{shape:?}")))),
     }
+}
+
+/// What [`encode`] has written, without building a map of tensors for each record (FIGURE).
+fn decode_own(bytes: &[u8]) -> Option<MatrixView<'_>> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (header, data) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let header = header.strip_prefix(b"{\"rows\":{\"dtype\":\"F")?;
+    let (dtype, header) = match header.split_first_chunk()? {
+        (b"16", header) => (Dtype::F16, header),
+        (b"32", header) => (Dtype::F32, header),
+        _ => return None,
+    };
+    let (rows, header) = number(header.strip_prefix(b"\",\"shape\":[")?)?;
+    let (dim, header) = number(header.strip_prefix(b",")?)?;
+    let (end, header) = number(header.strip_prefix(b"],\"data_offsets\":[0,")?)?;
+    let padding = header.strip_prefix(b"]}}")?;
+    let fits = rows > 0 && dim > 0 && end == data.len() && padding.iter().all(|&byte| byte == b' ');
+    let size = rows.checked_mul(dim)?.checked_mul(dtype.bytes())?;
+    (fits && size == end).then_some(MatrixView { dtype, rows, dim, data })
+}
+
+/// A decimal number as JSON writes it, and what follows.
+fn number(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let end = bytes.iter().position(|byte| !byte.is_ascii_digit())?;
+    let (digits, rest) = bytes.split_at(end);
+    if digits.len() > 1 && digits[0] == b'0' {
+        return None;
+    }
+    Some((std::str::from_utf8(digits).ok()?.parse().ok()?, rest))
 }
 
 #[cfg(test)]
@@ -134,7 +217,26 @@ mod tests {
             let view = decode(&bytes).unwrap();
             assert_eq!((view.rows, view.dim, view.dtype), (3, 4, dtype));
             assert_eq!(view.data.len(), 12 * dtype.bytes());
+            assert_eq!(decode_own(&bytes).unwrap().data, view.data);
         }
+    }
+
+    #[test]
+    fn what_is_read_quickly_is_what_the_library_reads() {
+        let mut bytes = encode(3, 4, &[0.5; 12], Dtype::F16);
+        for place in 0..bytes.len() - 24 {
+            let kept = bytes[place];
+            for other in [b'0', b'1', b'9', b' ', b'"', b'{', 0] {
+                bytes[place] = other;
+                let Some(own) = decode_own(&bytes) else { continue };
+                let tensors = SafeTensors::deserialize(&bytes).unwrap();
+                let tensor = tensors.tensor(TENSOR).unwrap();
+                assert_eq!((tensor.shape(), tensor.data()), ([own.rows, own.dim].as_slice(), own.data));
+                assert_eq!(tensor.dtype() == TensorDtype::F16, own.dtype == Dtype::F16);
+            }
+            bytes[place] = kept;
+        }
+        assert!(decode_own(&bytes[..bytes.len() - 1]).is_none());
     }
 
     #[test]

@@ -218,7 +218,8 @@ impl Replay {
         let class = record.label.and_then(|label| self.class(label));
         if class.is_some() || !self.reading.labelled_only {
             let identity = Identity { key: record.key, source: record.source, partition: place.partition, ordinal };
-            window.push(matrix, self.reading.rows_max, class, identity.is_validation(self.reading.validation));
+            let push = if self.reading.pooled { Window::push_mean } else { Window::push };
+            push(window, matrix, self.reading.rows_max, class, identity.is_validation(self.reading.validation));
         }
         Ok(true)
     }

@@ -17,6 +17,8 @@ pub struct Reading {
     pub labels: Vec<String>,
     /// Records without a label are left out.
     pub labelled_only: bool,
+    /// Only the mean of a matrix's rows is kept, for models that read nothing else.
+    pub pooled: bool,
 }
 
 /// A matrix and its class.
@@ -43,6 +45,8 @@ pub struct Window {
     training: Vec<u32>,
     /// Which entries belong to the validation split, in computed order.
     validation: Vec<u32>,
+    /// Room for a mean and a row.
+    room: Vec<f32>,
 }
 
 impl Window {
@@ -63,6 +67,18 @@ impl Window {
         self.entries.push(Entry { dtype: matrix.dtype, rows, start: self.bytes.len(), label });
         self.bytes.extend_from_slice(&matrix.data[..rows * matrix.dim * matrix.dtype.bytes()]);
         if validation { &mut self.validation } else { &mut self.training }.push(place);
+    }
+
+    /// Adds the mean of a record's first `rows_max` rows, as a matrix of one row in `f32`. What a model makes of it is
+    /// the same, bit for bit; the window holds a twentieth, and the record is read once while it is in cache.
+    pub fn push_mean(&mut self, matrix: MatrixView<'_>, rows_max: usize, label: Option<u32>, validation: bool) {
+        let mut room = std::mem::take(&mut self.room);
+        room.resize(2 * matrix.dim, 0.0);
+        let (mean, row) = room.split_at_mut(matrix.dim);
+        matrix.mean(rows_max, mean, row);
+        let data = bytemuck::cast_slice(mean);
+        self.push(MatrixView { dtype: Dtype::F32, rows: 1, dim: matrix.dim, data }, 1, label, validation);
+        self.room = room;
     }
 
     /// Places of the training records, in computed order.
@@ -115,5 +131,19 @@ mod tests {
             assert_eq!((single.dtype, single.data, label), (Dtype::F32, singles.as_slice(), None));
             assert_eq!(window.record(2).0.data, halves);
         }
+    }
+
+    #[test]
+    fn a_mean_is_kept_as_a_matrix_of_one_row() {
+        let values: Vec<u8> = [1.0_f32, 2.0, 3.0, 5.0, 100.0, 100.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut window = Window::default();
+        window.clear(0, 2);
+        let matrix = MatrixView { dtype: Dtype::F32, rows: 3, dim: 2, data: &values };
+        window.push_mean(matrix, 2, Some(4), false);
+        window.push(matrix, 3, None, false);
+        let (mean, label) = window.record(0);
+        let expected: Vec<u8> = [2.0_f32, 3.5].iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!((mean.dtype, mean.rows, mean.data, label), (Dtype::F32, 1, expected.as_slice(), Some(4)));
+        assert_eq!(window.record(1).0.data, values);
     }
 }

@@ -16,8 +16,6 @@
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout as TensorLayout, Storage, Tensor};
-use half::f16;
-use half::slice::HalfFloatSliceExt as _;
 use thiserror::Error;
 
 use crate::features::codec::{Dtype, MatrixView};
@@ -170,7 +168,7 @@ impl Batcher {
             if self.kept(matrix) == 0 {
                 return Err(BatchError::NoRows { record });
             }
-            let size = rows.checked_mul(dim).and_then(|n| n.checked_mul(value_size(dtype)));
+            let size = rows.checked_mul(dim).and_then(|n| n.checked_mul(dtype.bytes()));
             if size != Some(data.len()) {
                 return Err(BatchError::Size { record, rows, dim, found: data.len() });
             }
@@ -185,17 +183,7 @@ impl Batcher {
         let row = &mut self.row;
         edit(&self.buffer, |buffer| {
             for ((matrix, _), mean) in records.iter().zip(buffer.chunks_exact_mut(dim)) {
-                let rows = matrix.rows.min(rows_max);
-                for (t, bytes) in rows_of(matrix).take(rows).enumerate() {
-                    if t == 0 {
-                        decode(matrix.dtype, bytes, mean);
-                    } else {
-                        decode(matrix.dtype, bytes, row);
-                        add(mean, row);
-                    }
-                }
-                let count = rows as f32;
-                mean.iter_mut().for_each(|value| *value /= count);
+                matrix.mean(rows_max, mean, row);
             }
         })?;
         Ok(vec![self.buffer.narrow(0, 0, records.len())?])
@@ -221,9 +209,9 @@ impl Batcher {
         edit(&self.buffer, |buffer| {
             for (place, &i) in order.iter().enumerate() {
                 let matrix = &records[i].0;
-                for (bytes, offset) in rows_of(matrix).take(kept(i)).zip(offsets) {
+                for (bytes, offset) in matrix.rows(rows_max).zip(offsets) {
                     let start = (offset + place) * dim;
-                    decode(matrix.dtype, bytes, &mut buffer[start..start + dim]);
+                    matrix.dtype.read(bytes, &mut buffer[start..start + dim]);
                 }
             }
         })?;
@@ -237,41 +225,6 @@ impl Batcher {
             self.buffer = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
         }
         Ok(())
-    }
-}
-
-fn value_size(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::F16 => 2,
-        Dtype::F32 => 4,
-    }
-}
-
-fn rows_of<'a>(matrix: &MatrixView<'a>) -> impl Iterator<Item = &'a [u8]> {
-    matrix.data.chunks_exact((matrix.dim * value_size(matrix.dtype)).max(1))
-}
-
-/// Reads little-endian values, at any alignment, into as many `f32`.
-pub(super) fn decode(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
-    match dtype {
-        Dtype::F32 => {
-            for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
-                *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            }
-        }
-        Dtype::F16 => {
-            // The conversion of whole slices uses the processor's instructions, but wants aligned
-            // halves.
-            const CHUNK: usize = 512;
-            let mut halves = [f16::ZERO; CHUNK];
-            for (values, bytes) in values.chunks_mut(CHUNK).zip(bytes.chunks(2 * CHUNK)) {
-                let halves = &mut halves[..values.len()];
-                for (half, bytes) in halves.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *half = f16::from_le_bytes([bytes[0], bytes[1]]);
-                }
-                halves.convert_to_f32_slice(values);
-            }
-        }
     }
 }
 
@@ -341,7 +294,7 @@ pub(super) mod samples {
     impl Sample {
         pub(crate) fn new(dtype: Dtype, dim: usize, values: &[f32], label: Option<u32>) -> Self {
             let bytes = match dtype {
-                Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+                Dtype::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
                 Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             };
             Self { dtype, rows: values.len() / dim, dim, bytes, label }
@@ -375,6 +328,8 @@ pub(super) mod samples {
 #[cfg(test)]
 mod tests {
     use super::samples::{records, waves, Sample};
+    use half::f16;
+
     use super::*;
 
     fn batcher(layout: Layout, rows_max: usize, dim: usize) -> Batcher {

@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::features::codec::Dtype;
 
-use super::batch::{decode, edit, read, BatchError, Batcher, Record};
+use super::batch::{edit, read, BatchError, Batcher, Record};
 use super::model::{Loss, Model, ModelError, ModelSpec, ParameterSpec};
 use super::optimizer::{Optimizer, OptimizerError, OptimizerSpec};
 use super::seed::{Generator, Purpose};
@@ -216,10 +216,10 @@ impl Fit {
         let found = check(&file, &fit.state_tensors())?;
         for (place, parameter) in fit.model.parameters().specs().iter().enumerate() {
             let bytes = data(&found, &parameter_name(&parameter.name));
-            edit(&fit.model.parameters().value(place), |values| decode(Dtype::F32, bytes, values))?;
+            edit(&fit.model.parameters().value(place), |values| Dtype::F32.read(bytes, values))?;
             for (slot, slot_name) in optimizer.rule.slots().iter().enumerate() {
                 let bytes = data(&found, &slot_tensor_name(slot_name, &parameter.name));
-                decode(Dtype::F32, bytes, fit.optimizer.state_mut(slot, place));
+                Dtype::F32.read(bytes, fit.optimizer.state_mut(slot, place));
             }
         }
         let updates = data(&found, UPDATES).iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
@@ -237,7 +237,7 @@ impl Fit {
         let found = check(&file, &self.parameter_tensors())?;
         for (place, parameter) in self.model.parameters().specs().iter().enumerate() {
             let bytes = data(&found, &parameter.name);
-            edit(&self.model.parameters().value(place), |values| decode(Dtype::F32, bytes, values))?;
+            edit(&self.model.parameters().value(place), |values| Dtype::F32.read(bytes, values))?;
         }
         Ok(())
     }

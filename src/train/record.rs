@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::batch::Layout;
 use super::model::ModelSpec;
 use super::optimizer::OptimizerSpec;
 use super::search::{ModelName, Parameters};
@@ -129,6 +130,7 @@ impl TrialRecord {
             validation: self.parameters.validation,
             labels: self.labels.clone(),
             labelled_only: self.model.is_classifier(),
+            pooled: self.model_spec().input().layout == Layout::Pooled,
         }
     }
 
