@@ -141,12 +141,12 @@ struct Mock {
 }
 
 impl Mock {
-    fn new() -> Self {
+    fn new(transaction_timeout: Duration) -> Self {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic(TOPIC, 1, 1).unwrap();
         let mut settings = Settings::default();
         settings.kafka.bootstrap_servers = cluster.bootstrap_servers();
-        settings.kafka.transaction_timeout = Duration::from_secs(2);
+        settings.kafka.transaction_timeout = transaction_timeout;
         #[allow(clippy::disallowed_methods)] // a group is needed, and nothing of it is tested
         let mut config = ClientConfig::new();
         let config = config.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "g");
@@ -184,7 +184,8 @@ impl Mock {
 
 fn answered_twice(request: Request, code: Code, wanted: Option<Class>) {
     let what = format!("{request:?} answered with {code:?}");
-    let mock = Mock::new();
+    // Only the answer may end the first transaction, and not a machine that is slow.
+    let mock = Mock::new(Duration::from_secs(20));
     let mut producer = None;
     if request != Request::InitProducerId {
         producer = Some(mock.producer().unwrap());
@@ -212,7 +213,7 @@ fn answered_twice(request: Request, code: Code, wanted: Option<Class>) {
 
 /// An error that would pass and does not: the call ends, and `usable` says whether the same producer goes on.
 fn answered_for_ever(request: Request, code: Code, wanted: Class, usable: bool) {
-    let mock = Mock::new();
+    let mock = Mock::new(Duration::from_secs(2));
     let mut producer = mock.producer().unwrap();
     mock.answer(request, code, 10_000);
     let began = Instant::now();
