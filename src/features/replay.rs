@@ -34,7 +34,36 @@ pub struct Replay {
     window: u64,
     offsets: Vec<i64>,
     digests: Vec<Digest>,
+    cache: Cache,
     stopped: Box<dyn Fn() -> bool + Send>,
+}
+
+/// Windows of a whole pass, kept for the passes to come if they fit.
+struct Cache {
+    /// Each with the position after it.
+    windows: Vec<(Window, Position)>,
+    bytes: usize,
+    bytes_max: usize,
+    complete: bool,
+}
+
+impl Cache {
+    /// Keeps a window that was read; only a pass from its beginning is kept.
+    fn keep(&mut self, window: &Window, after: Position) {
+        if window.index == 0 {
+            (self.windows, self.bytes) = (Vec::new(), 0);
+        }
+        if self.windows.len() as u64 != window.index {
+            return;
+        }
+        self.bytes += window.bytes_held();
+        if self.bytes > self.bytes_max {
+            // Not again in the next pass.
+            (self.windows, self.bytes_max) = (Vec::new(), 0);
+            return;
+        }
+        self.windows.push((window.clone(), after));
+    }
 }
 
 /// What [`Replay::next_window`] found.
@@ -79,6 +108,7 @@ impl Replay {
             digests: Vec::new(),
             range: range.clone(),
             reading,
+            cache: Cache { windows: Vec::new(), bytes: 0, bytes_max: settings.train.cache_bytes, complete: false },
             stopped: Box::new(stopped),
         };
         let list = replay.take_position(position)?;
@@ -113,6 +143,9 @@ impl Replay {
     /// When it is no position in this range, or the consumer cannot seek.
     pub fn seek(&mut self, position: &Position) -> Result<()> {
         let list = self.take_position(position)?;
+        if self.cache.complete {
+            return Ok(());
+        }
         let sought = self
             .consumer
             .seek_partitions(list, client::REQUEST_TIMEOUT)
@@ -157,6 +190,9 @@ impl Replay {
         if self.merge.is_done() {
             return Ok(Next::End);
         }
+        if self.cache.complete {
+            return self.cached(window);
+        }
         // Serves the consumer's own events: errors and logs.
         drop(self.consumer.poll(Duration::ZERO));
         for _ in 0..self.reading.window {
@@ -169,6 +205,24 @@ impl Replay {
         if self.merge.is_done() {
             self.verify()?;
         }
+        if self.cache.bytes_max > 0 {
+            let after = self.position();
+            self.cache.keep(window, after);
+            if self.merge.is_done() && self.cache.windows.len() as u64 == self.window {
+                self.cache.complete = true;
+                // Nothing is fetched any more; the group is committed for all the same.
+                self.consumer.unassign().map_err(Error::call(format!("leaving topic `{}`", self.range.topic)))?;
+            }
+        }
+        Ok(Next::Window)
+    }
+
+    fn cached(&mut self, window: &mut Window) -> Result<Next> {
+        let number = usize::try_from(self.window).unwrap_or(usize::MAX);
+        let Some((kept, after)) = self.cache.windows.get(number) else { return Ok(Next::End) };
+        window.copy_from(kept);
+        let after = after.clone();
+        drop(self.take_position(&after)?);
         Ok(Next::Window)
     }
 

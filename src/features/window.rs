@@ -34,7 +34,7 @@ struct Entry {
 }
 
 /// Records of one window of a range, in computed order. Its buffers are reused from window to window.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Window {
     /// Number of the window within a pass, from 0.
     pub index: u64,
@@ -96,9 +96,23 @@ impl Window {
         self.entries.len()
     }
 
+    /// Becomes a copy of another window.
+    pub fn copy_from(&mut self, other: &Self) {
+        (self.index, self.dim) = (other.index, other.dim);
+        self.bytes.clone_from(&other.bytes);
+        self.entries.clone_from(&other.entries);
+        self.training.clone_from(&other.training);
+        self.validation.clone_from(&other.validation);
+    }
+
     /// Bytes of the matrices held.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Bytes of memory that a copy of it takes.
+    pub fn bytes_held(&self) -> usize {
+        self.bytes.len() + self.entries.len() * (size_of::<Entry>() + size_of::<u32>())
     }
 
     /// The record at a place.
@@ -135,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_mean_is_kept_as_a_matrix_of_one_row() {
-        let values: Vec<u8> = [1.0_f32, 2.0, 3.0, 5.0, 100.0, 100.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let values: Vec<u8> =
+            [1.0_f32, 2.0, 3.0, 5.0, 100.0, 100.0].iter().flat_map(|value| value.to_le_bytes()).collect();
         let mut window = Window::default();
         window.clear(0, 2);
         let matrix = MatrixView { dtype: Dtype::F32, rows: 3, dim: 2, data: &values };

@@ -18,7 +18,7 @@ use std::cell::RefCell;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout as TensorLayout, Storage, Tensor};
 use thiserror::Error;
 
-use crate::features::codec::{Dtype, MatrixView};
+use crate::features::codec::MatrixView;
 
 /// A matrix and its class, if it has one.
 pub type Record<'a> = (MatrixView<'a>, Option<u32>);
@@ -281,6 +281,7 @@ fn contiguous(layout: &TensorLayout) -> candle_core::Result<(usize, usize)> {
 #[cfg(test)]
 pub(super) mod samples {
     use super::*;
+    use crate::features::codec::Dtype;
 
     /// Bytes of a matrix and what they are.
     pub(crate) struct Sample {
@@ -329,6 +330,8 @@ pub(super) mod samples {
 mod tests {
     use super::samples::{records, waves, Sample};
     use half::f16;
+
+    use crate::features::codec::Dtype;
 
     use super::*;
 

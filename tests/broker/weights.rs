@@ -118,9 +118,13 @@ fn other_trials_parallelism_and_caches_change_no_weight() {
     let records = dealt(points(50), 3);
     lab.fill(&records);
     let mut searches = Vec::new();
-    for (parallel, cache, together) in [(1, usize::MAX, 1), (4, usize::MAX, 2), (2, 0, 1), (2, 1000, 1)] {
+    const ALL: usize = usize::MAX;
+    for (parallel, validation_cache, cache, together) in
+        [(1, ALL, 0, 1), (4, ALL, ALL, 2), (2, 0, 0, 1), (2, 0, ALL, 1), (2, 1000, 1000, 1)]
+    {
         lab.settings.train.parallel = std::num::NonZeroUsize::new(parallel);
-        lab.settings.train.validation_cache_bytes = cache;
+        lab.settings.train.validation_cache_bytes = validation_cache;
+        lab.settings.train.cache_bytes = cache;
         let started: Vec<Started> = (0..together).map(|_| lab.start(SEARCH)).collect();
         lab.train(&started.iter().collect::<Vec<_>>());
         searches.extend(started);
