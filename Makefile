@@ -1,11 +1,12 @@
 # `make` lists the targets. ARGS is handed on: make demo ARGS=--keep, make test ARGS='--test broker'.
-.PHONY: help parts build demo test faults check bench memory clean-parts
+.PHONY: help parts build demo test faults check bench bench-compare memory clean-parts
 .DEFAULT_GOAL := help
 ARGS ?=
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
+BENCH_JSON := $(TARGET_DIR)/bench/$(shell date -u +%Y%m%dT%H%M%SZ).json
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 parts: ## fetch Kafka, ONNX Runtime and the embedding model into .local
 	@parts/fetch
@@ -36,10 +37,20 @@ check: ## formatting, lints and documentation, warnings as errors
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-bench: ## run the benchmarks (ARGS goes to cargo bench)
+bench: ## run the benchmarks and write their figures to a file (ARGS goes to cargo bench)
 	@parts/fetch --check-tools test
 	@parts/fetch
-	cargo bench $(ARGS)
+	SWEEPSTREAM_BENCH_JSON="$(abspath $(BENCH_JSON))" cargo bench $(ARGS)
+	@echo "figures: $(BENCH_JSON)"
+
+ifeq (bench-compare,$(firstword $(MAKECMDGOALS)))
+BENCH_FILES := $(wordlist 2,3,$(MAKECMDGOALS))
+.PHONY: $(BENCH_FILES)
+$(BENCH_FILES): ; @:
+endif
+
+bench-compare: ## two files of `make bench` side by side: make bench-compare A B
+	@cargo bench --quiet --bench compare -- $(abspath $(BENCH_FILES))
 
 memory: ## resident memory over 200,000 texts and 50 epochs (ARGS goes to the program)
 	@parts/fetch --check-tools test

@@ -4,6 +4,7 @@
 pub mod process;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use sweepstream::config::Settings;
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
@@ -40,7 +41,7 @@ pub fn own_names(mut settings: Settings, run: &str) -> Settings {
     settings
 }
 
-/// Figures by name; printed as they come, and as one JSON line at the end.
+/// Figures by name; printed as they come, and added at the end to the file that `SWEEPSTREAM_BENCH_JSON` names.
 #[derive(Default)]
 pub struct Figures(BTreeMap<String, f64>);
 
@@ -51,8 +52,20 @@ impl Figures {
     }
 
     pub fn finish(self, bench: &str) {
-        println!("{}", serde_json::json!({ "bench": bench, "cores": sweepstream::config::cores(), "figures": self.0 }));
+        let Some(path) = std::env::var_os("SWEEPSTREAM_BENCH_JSON").map(PathBuf::from) else { return };
+        let known = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut all: serde_json::Map<String, serde_json::Value> = known.unwrap_or_default();
+        let _ = all.insert("machine".into(), format!("{}, {} cores", processor(), sweepstream::config::cores()).into());
+        let _ = all.insert(bench.into(), serde_json::json!(self.0));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, serde_json::to_vec_pretty(&all).unwrap()).unwrap();
     }
+}
+
+fn processor() -> String {
+    let known = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = known.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| std::env::consts::ARCH.into(), |(_, name)| name.into())
 }
 
 pub fn median(mut values: Vec<f64>) -> f64 {

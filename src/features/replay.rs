@@ -18,6 +18,7 @@ use crate::config::Settings;
 use crate::input::LABEL_HEADER;
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::headers::{self, NotText};
+use crate::kafka::offsets::metadata_of;
 use crate::kafka::{Error, Result};
 
 /// How long the broker may be silent before the wait is logged.
@@ -117,8 +118,11 @@ impl Replay {
     }
 
     /// What the group knows this reader by, for committing its progress in a transaction.
-    pub fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
-        self.consumer.group_metadata()
+    ///
+    /// # Errors
+    /// When the client does not know its group.
+    pub fn group_metadata(&self) -> Result<ConsumerGroupMetadata> {
+        metadata_of(&self.consumer)
     }
 
     /// Where the pass stands: at the beginning of the next window.

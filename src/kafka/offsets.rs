@@ -208,8 +208,15 @@ pub fn group_metadata(settings: &Settings, group: &str) -> Result<ConsumerGroupM
     let consumer: BaseConsumer<LogContext> =
         BaseConsumer::from_config_and_context(&client::replay(settings, group, 1), LogContext)
             .map_err(Error::call("creating a Kafka client"))?;
-    let metadata = consumer.group_metadata();
-    metadata.ok_or_else(|| Error::Topics(format!("the client does not know its group `{group}`")))
+    metadata_of(&consumer)
+}
+
+/// [`group_metadata`] of a consumer without assignment by the group.
+///
+/// # Errors
+/// When the client does not know its group.
+pub fn metadata_of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Result<ConsumerGroupMetadata> {
+    consumer.group_metadata().ok_or_else(|| Error::Topics("the client does not know its group".into()))
 }
 
 /// Offsets to be committed, with something stored beside each.

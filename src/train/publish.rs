@@ -1,4 +1,4 @@
-//! Publishes for one trial, as long as this process owns it.
+//! Publishes for one trial, as long as this process owns it; the trial goes on meanwhile.
 //!
 //! Each transaction also commits the trial's partition of `trials` to the group that shares trials out, with the
 //! metadata of the assignment under which the trial was started: a process that lost the partition is refused by
@@ -7,12 +7,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError};
 use fail::fail_point;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::{Manifest, Progress};
 use super::record::TrialRecord;
 use super::store::Written;
 use crate::config::Settings;
@@ -23,6 +25,7 @@ use crate::kafka::topics::TopicSet;
 use crate::kafka::transaction::{Outgoing, TransactionalProducer};
 use crate::kafka::Class;
 use crate::metrics::{Train, TransactionOutcome};
+use crate::output::Slot;
 
 /// How often a transaction is tried again before the trial is interrupted.
 const ATTEMPTS_MAX: u32 = 5;
@@ -36,6 +39,9 @@ pub enum Error {
     /// The producer cannot be used any more; ownership must be confirmed before there is another.
     #[error("publishing failed: {0}")]
     Interrupted(#[source] kafka::Error),
+    /// The publisher's thread has ended.
+    #[error("the thread that publishes for the trial ended early")]
+    Thread,
 }
 
 /// What the trial's group remembers beside its offsets; only a pointer, the manifest is the truth.
@@ -51,18 +57,91 @@ pub struct Pointer {
     pub step: u64,
 }
 
-/// Offsets for the trial's own group, to be committed with a publication.
-#[derive(Clone, Debug)]
-pub struct GroupOffsets {
-    /// In the order of the range's partitions.
+/// What becomes visible at once.
+#[derive(Default)]
+pub struct Publication {
+    /// Measurements, an outcome.
+    pub records: Vec<Written<'static>>,
+    /// A checkpoint, and with it the group's offsets.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// State of a trial on its way out.
+pub struct Checkpoint {
+    /// Counts checkpoints of the trial, over all attempts.
+    pub number: u64,
+    /// Where the trial stands.
+    pub progress: Progress,
+    /// Weights and the optimizer's state.
+    pub blob: Vec<u8>,
+    /// Offsets for the trial's own group, in the order of the range's partitions.
     pub offsets: Vec<i64>,
-    /// Stored beside each.
-    pub pointer: Pointer,
+    /// Whom the offsets are committed for.
+    pub member: ConsumerGroupMetadata,
+}
+
+impl Checkpoint {
+    fn pointer(&self, attempt: u32) -> Pointer {
+        let Progress { epoch, step, .. } = self.progress;
+        Pointer { attempt, checkpoint: self.number, epoch, step }
+    }
+}
+
+/// A [`Publisher`] on a thread of its own, with at most one publication under way.
+pub struct Background {
+    publications: Sender<Publication>,
+    results: Receiver<Result<(), Error>>,
+    under_way: bool,
+}
+
+impl Background {
+    /// Hands a publication over, after the one before.
+    ///
+    /// # Errors
+    /// What became of the one before, if it failed; then this one is not published.
+    pub fn publish(&mut self, publication: Publication) -> Result<(), Error> {
+        self.settle()?;
+        self.publications.send(publication).map_err(|_| Error::Thread)?;
+        self.under_way = true;
+        Ok(())
+    }
+
+    /// Waits for the publication that is under way, if one is.
+    ///
+    /// # Errors
+    /// When it failed: [`Error::Lost`] when the partition went to somebody else; then nothing was published.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        if self.under_way {
+            self.ended(self.results.recv().unwrap_or(Err(Error::Thread)))?;
+        }
+        Ok(())
+    }
+
+    /// Notices the end of the publication that is under way, without waiting for it.
+    ///
+    /// # Errors
+    /// As [`Background::settle`].
+    pub fn check(&mut self) -> Result<(), Error> {
+        match self.under_way.then(|| self.results.try_recv()) {
+            None | Some(Err(TryRecvError::Empty)) => Ok(()),
+            Some(Err(TryRecvError::Disconnected)) => self.ended(Err(Error::Thread)),
+            Some(Ok(result)) => self.ended(result),
+        }
+    }
+
+    fn ended(&mut self, result: Result<(), Error>) -> Result<(), Error> {
+        self.under_way = false;
+        result?;
+        fail_point!("train.trial.published");
+        Ok(())
+    }
 }
 
 /// See the module.
 pub struct Publisher {
     settings: Settings,
+    record: TrialRecord,
+    range: Range,
     /// The trial's own.
     group: String,
     producer: TransactionalProducer,
@@ -100,6 +179,8 @@ impl Publisher {
         fail_point!("train.publish.after_init");
         let mut publisher = Self {
             settings: settings.clone(),
+            record: record.clone(),
+            range: record.range(),
             group,
             producer,
             lease,
@@ -108,7 +189,7 @@ impl Publisher {
             metrics: metrics.clone(),
             published: None,
         };
-        publisher.scrub(&record.range()).map_err(|error| {
+        publisher.scrub().map_err(|error| {
             tracing::warn!(trial = %record.trial, %error, class = ?error.class(), "a trial could not be claimed");
             Error::Interrupted(error)
         })?;
@@ -116,7 +197,7 @@ impl Publisher {
     }
 
     /// Writes to everything that a publication writes to, and aborts.
-    fn scrub(&mut self, range: &Range) -> kafka::Result<()> {
+    fn scrub(&mut self) -> kafka::Result<()> {
         let state = self.lease.hold();
         let Some(owner) = state.metadata.clone() else { return Ok(()) };
         let position = self.position(state.committed.get(&self.partition).copied().unwrap_or(0))?;
@@ -126,6 +207,7 @@ impl Publisher {
             let (partition, key) = (self.partition, Some(b"scrub".as_slice()));
             transaction.send(&Outgoing { topic, partition, key, value: None, inherited: None, headers: &[] })?;
         }
+        let range = &self.range;
         let starts: Vec<(i32, i64)> = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
         let member = kafka::offsets::group_metadata(&self.settings, &self.group)?;
         match transaction.send_offsets(&kafka::offsets::list(&range.topic, &starts, "")?, &member) {
@@ -141,15 +223,34 @@ impl Publisher {
         kafka::offsets::list(&self.settings.topics.trials, &[(self.partition, offset)], "")
     }
 
-    /// Publishes records and the trial's offsets in one transaction; tries again after failures that pass.
+    /// Publishes on a thread of `scope` until the returned handle is dropped.
     ///
     /// # Errors
-    /// [`Error::Lost`] when the partition went to somebody else; then nothing was published.
-    pub fn publish(
-        &mut self,
-        records: &[Written<'_>],
-        group: Option<(&GroupOffsets, &Range, &ConsumerGroupMetadata)>,
-    ) -> Result<(), Error> {
+    /// When there can be no more threads.
+    pub fn spawn<'s>(mut self, scope: &'s std::thread::Scope<'s, '_>) -> std::io::Result<Background> {
+        let (publications, queue) = bounded::<Publication>(1);
+        let (ended, results) = bounded(1);
+        let publish = move || {
+            // A panic is told by the results, which end with it.
+            let work = || queue.iter().try_for_each(|publication| ended.send(self.publish(&publication)));
+            drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)));
+        };
+        let _ = std::thread::Builder::new().name("train-publish".into()).spawn_scoped(scope, publish)?;
+        Ok(Background { publications, results, under_way: false })
+    }
+
+    /// Publishes in one transaction; tries again after failures that pass.
+    fn publish(&mut self, publication: &Publication) -> Result<(), Error> {
+        // Digests are taken here and not on the trial's own time.
+        let sealed = publication.checkpoint.as_ref().map(|checkpoint| {
+            let Checkpoint { number, progress, blob, .. } = checkpoint;
+            (checkpoint, Manifest::seal(&self.record, *number, progress.clone(), blob))
+        });
+        let mut records: Vec<&Written<'_>> = publication.records.iter().collect();
+        let state = sealed.as_ref().map_or_else(Vec::new, |(checkpoint, manifest)| {
+            Written::checkpoint(manifest, Slot::of(checkpoint.number), &checkpoint.blob)
+        });
+        records.extend(&state);
         let mut attempts = 0;
         loop {
             let (metadata, version, position) = {
@@ -161,13 +262,13 @@ impl Publisher {
                 (metadata, state.version, state.committed.get(&self.partition).copied().unwrap_or(0))
             };
             let timer = self.metrics.transaction_duration.start_timer();
-            let result = self.attempt(records, group, &metadata, position);
+            let result = self.attempt(&records, publication.checkpoint.as_ref(), &metadata, position);
             timer.observe_duration();
             let error = match result {
                 Ok(()) => {
                     self.count(TransactionOutcome::Committed);
-                    if let Some((offsets, ..)) = group {
-                        self.published = Some(offsets.pointer.clone());
+                    if let Some(checkpoint) = &publication.checkpoint {
+                        self.published = Some(checkpoint.pointer(self.record.attempt));
                     }
                     return Ok(());
                 }
@@ -183,15 +284,15 @@ impl Publisher {
                     if !self.lease.await_change(version, bound) {
                         return Err(Error::Interrupted(error));
                     }
-                    if let Some((_, range, _)) = group {
-                        self.confirm(range).map_err(Error::Interrupted)?;
+                    if publication.checkpoint.is_some() {
+                        self.confirm().map_err(Error::Interrupted)?;
                     }
                 }
                 Class::Retriable | Class::Abort if attempts < ATTEMPTS_MAX => {
                     self.count(TransactionOutcome::Aborted);
                     std::thread::sleep(Duration::from_millis(100) * attempts);
-                    if let Some((_, range, _)) = group {
-                        self.confirm(range).map_err(Error::Interrupted)?;
+                    if publication.checkpoint.is_some() {
+                        self.confirm().map_err(Error::Interrupted)?;
                     }
                 }
                 Class::Fenced => {
@@ -208,7 +309,8 @@ impl Publisher {
 
     /// After an abort: Kafka must still hold what was published before. A broker that was restarted in the midst of a
     /// commit may have forgotten it, and the abort then takes it back, too.
-    fn confirm(&self, range: &Range) -> kafka::Result<()> {
+    fn confirm(&self) -> kafka::Result<()> {
+        let range = &self.range;
         let Some(published) = &self.published else { return Ok(()) };
         let Some(first) = range.partitions.first() else { return Ok(()) };
         let bound = self.settings.kafka.open_transaction_max();
@@ -231,21 +333,22 @@ impl Publisher {
 
     fn attempt(
         &mut self,
-        records: &[Written<'_>],
-        group: Option<(&GroupOffsets, &Range, &ConsumerGroupMetadata)>,
+        records: &[&Written<'_>],
+        checkpoint: Option<&Checkpoint>,
         owner: &ConsumerGroupMetadata,
         position: i64,
     ) -> kafka::Result<()> {
         fail_point!("train.publish.before_begin");
         let list = self.position(position)?;
+        let group = checkpoint.map(|checkpoint| Ok((self.offsets(checkpoint)?, &checkpoint.member))).transpose()?;
         let mut transaction = self.producer.begin()?;
         for record in records {
             fail_point!("train.publish.before_record");
             record.send(&self.settings, &mut transaction, self.partition)?;
         }
-        if let Some((group, range, member)) = group {
+        if let Some((offsets, member)) = group {
             fail_point!("train.publish.after_records");
-            transaction.send_offsets(&group.list(range)?, member)?;
+            transaction.send_offsets(&offsets, member)?;
             fail_point!("train.publish.after_group_offsets");
         }
         transaction.send_offsets(&list, owner)?;
@@ -258,13 +361,11 @@ impl Publisher {
     fn count(&self, outcome: TransactionOutcome) {
         self.metrics.transactions.with_label_values(&[outcome.label()]).inc();
     }
-}
 
-impl GroupOffsets {
-    fn list(&self, range: &Range) -> kafka::Result<TopicPartitionList> {
-        let metadata = serde_json::to_string(&self.pointer).unwrap_or_default();
-        let places = range.partitions.iter().map(|place| place.partition);
-        let offsets: Vec<(i32, i64)> = places.zip(self.offsets.iter().copied()).collect();
-        kafka::offsets::list(&range.topic, &offsets, &metadata)
+    fn offsets(&self, checkpoint: &Checkpoint) -> kafka::Result<TopicPartitionList> {
+        let metadata = serde_json::to_string(&checkpoint.pointer(self.record.attempt)).unwrap_or_default();
+        let places = self.range.partitions.iter().map(|place| place.partition);
+        let offsets: Vec<(i32, i64)> = places.zip(checkpoint.offsets.iter().copied()).collect();
+        kafka::offsets::list(&self.range.topic, &offsets, &metadata)
     }
 }

@@ -18,7 +18,7 @@ use fail::fail_point;
 use super::checkpoint::{EpochSums, Manifest, Progress};
 use super::fit::{Evaluation, Fit, FitError};
 use super::pool::Context;
-use super::publish::{self, GroupOffsets, Pointer, Publisher};
+use super::publish::{self, Background, Checkpoint, Pointer, Publication, Publisher};
 use super::record::{TrialRecord, TRAINING_FORMAT};
 use super::seed::{Generator, Purpose};
 use super::store::{self, Stored, TrialOutput, Want, Written};
@@ -27,7 +27,7 @@ use crate::features::replay::{Next, Replay};
 use crate::features::window::{Record, Window};
 use crate::kafka;
 use crate::kafka::consumer::Lease;
-use crate::output::{EndState, Measurement, Outcome, Slot};
+use crate::output::{EndState, Measurement, Outcome};
 
 /// How often progress is shown.
 const SHOW_INTERVAL: Duration = Duration::from_millis(250);
@@ -110,13 +110,29 @@ pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u
     let opened =
         Publisher::open(&context.settings, &context.topics, &context.metrics.train, Arc::clone(lease), place, record);
     let mut reached = Reached::default();
-    let mut publisher = match opened {
+    let publisher = match opened {
         Ok(publisher) => publisher,
         Err(error) => return End::Interrupted(error.to_string()),
     };
+    std::thread::scope(|scope| match publisher.spawn(scope) {
+        Ok(mut publisher) => end(context, stored, &mut publisher, control, &mut reached),
+        Err(error) => End::Interrupted(error.to_string()),
+    })
+}
+
+fn end(
+    context: &Context,
+    stored: &Stored,
+    publisher: &mut Background,
+    control: &Control,
+    reached: &mut Reached,
+) -> End {
+    let record = &stored.record;
     // Whatever the model does, it is this trial's outcome and nobody else's.
-    let worked =
-        std::panic::catch_unwind(AssertUnwindSafe(|| work(context, stored, &mut publisher, control, &mut reached)));
+    let worked = std::panic::catch_unwind(AssertUnwindSafe(|| work(context, stored, publisher, control, reached)));
+    if let Err(error) = publisher.settle() {
+        return End::Interrupted(error.to_string());
+    }
     let reason = match worked {
         Ok(Ok(end)) => return end,
         Ok(Err(Error::Ordered)) => return End::Yielded,
@@ -134,12 +150,12 @@ pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u
         reason: Some(reason),
         epochs: reached.epochs,
         records: reached.records,
-        best: reached.best,
+        best: reached.best.clone(),
         weights_sha256: None,
         attempt: record.attempt,
         time_ms: now_ms(),
     };
-    match publisher.publish(&ending(record, &outcome), None) {
+    match publisher.publish(ending(record, &outcome)).and_then(|()| publisher.settle()) {
         Ok(()) => End::Outcome(Box::new(outcome)),
         Err(error) => End::Interrupted(error.to_string()),
     }
@@ -148,7 +164,7 @@ pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u
 fn work(
     context: &Context,
     stored: &Stored,
-    publisher: &mut Publisher,
+    publisher: &mut Background,
     control: &Control,
     reached: &mut Reached,
 ) -> Result<End, Error> {
@@ -164,7 +180,8 @@ fn work(
         store::output(&context.settings, &wanted, Want::Checkpoints)?.remove(&record.trial).unwrap_or_default();
     if let Some(outcome) = output.outcome.clone().filter(|outcome| outcome.attempt == record.attempt) {
         // Published in one transaction with the record of the trial, unless somebody wrote that record again since.
-        publisher.publish(&ending(record, &outcome), None)?;
+        publisher.publish(ending(record, &outcome))?;
+        publisher.settle()?;
         return Ok(End::Outcome(Box::new(outcome)));
     }
     let mut training = Training::take_over(context, record, output, control, reached)?;
@@ -176,9 +193,9 @@ fn work(
 }
 
 /// The records that end a trial: its outcome, and its own record with that outcome.
-fn ending(record: &TrialRecord, outcome: &Outcome) -> Vec<Written<'static>> {
+fn ending(record: &TrialRecord, outcome: &Outcome) -> Publication {
     let ended = TrialRecord { outcome: Some(outcome.clone()), stop: false, ..record.clone() };
-    vec![Written::outcome(outcome), Written::trial(&ended)]
+    Publication { records: vec![Written::outcome(outcome), Written::trial(&ended)], checkpoint: None }
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
@@ -312,7 +329,7 @@ impl<'c> Training<'c> {
         })
     }
 
-    fn run(&mut self, publisher: &mut Publisher) -> Result<End, Error> {
+    fn run(&mut self, publisher: &mut Background) -> Result<End, Error> {
         self.show();
         while self.progress.epoch < self.record.parameters.epochs {
             let started = Instant::now();
@@ -353,13 +370,13 @@ impl<'c> Training<'c> {
         Ok(End::Outcome(Box::new(outcome)))
     }
 
-    fn diverged(&mut self, publisher: &mut Publisher, reason: String) -> Result<End, Error> {
+    fn diverged(&mut self, publisher: &mut Background, reason: String) -> Result<End, Error> {
         let outcome = self.finish(publisher, EndState::Diverged, Some(reason))?;
         Ok(End::Outcome(Box::new(outcome)))
     }
 
     /// Trains from where progress stands to the end of the pass.
-    fn epoch(&mut self, publisher: &mut Publisher) -> Result<Stepped, Error> {
+    fn epoch(&mut self, publisher: &mut Background) -> Result<Stepped, Error> {
         let mut window = Window::default();
         self.carry.clear(0, self.record.dim);
         // After a resume the first window is read again, and what was done of it is left out.
@@ -399,7 +416,7 @@ impl<'c> Training<'c> {
         window: &Window,
         start: &Position,
         done_before: usize,
-        publisher: &mut Publisher,
+        publisher: &mut Background,
     ) -> Result<Stepped, Error> {
         let mut order = window.training().to_vec();
         if self.record.parameters.shuffle {
@@ -463,7 +480,7 @@ impl<'c> Training<'c> {
 
     /// Takes the measurement that is due: only now it is known that the step before was not the epoch's last, which
     /// is measured under the same key.
-    fn before_step(&mut self, publisher: &mut Publisher) -> Result<(), Error> {
+    fn before_step(&mut self, publisher: &mut Background) -> Result<(), Error> {
         if !std::mem::take(&mut self.progress.due) {
             return Ok(());
         }
@@ -471,9 +488,10 @@ impl<'c> Training<'c> {
         self.checkpoint(publisher)
     }
 
-    fn after_step(&mut self, publisher: &mut Publisher) -> Result<(), Error> {
+    fn after_step(&mut self, publisher: &mut Background) -> Result<(), Error> {
         let every = self.record.parameters.checkpoint_every;
         self.progress.due = every.is_some_and(|every| self.progress.sums.steps.is_multiple_of(every));
+        publisher.check()?;
         if self.checkpointed.elapsed() > self.context.settings.train.checkpoint_interval {
             self.checkpoint(publisher)?;
         }
@@ -481,7 +499,7 @@ impl<'c> Training<'c> {
     }
 
     /// Ends the trial if that was ordered.
-    fn obey(&mut self, publisher: &mut Publisher) -> Result<(), Error> {
+    fn obey(&mut self, publisher: &mut Background) -> Result<(), Error> {
         match self.control.get() {
             Order::Run => Ok(()),
             Order::Yield => {
@@ -578,11 +596,16 @@ impl<'c> Training<'c> {
         self.measurements.push(measurement);
     }
 
-    fn checkpoint(&mut self, publisher: &mut Publisher) -> Result<(), Error> {
+    fn checkpoint(&mut self, publisher: &mut Background) -> Result<(), Error> {
         self.publish(publisher, true, None)
     }
 
-    fn finish(&mut self, publisher: &mut Publisher, state: EndState, reason: Option<String>) -> Result<Outcome, Error> {
+    fn finish(
+        &mut self,
+        publisher: &mut Background,
+        state: EndState,
+        reason: Option<String>,
+    ) -> Result<Outcome, Error> {
         fail_point!("train.trial.before_outcome");
         // Weights that are not numbers any more are no checkpoint.
         let sound = state != EndState::Diverged;
@@ -604,41 +627,36 @@ impl<'c> Training<'c> {
         Ok(outcome)
     }
 
-    /// Measurements so far, a checkpoint, an outcome and the group's offsets, all or nothing.
-    fn publish(&mut self, publisher: &mut Publisher, checkpoint: bool, outcome: Option<&Outcome>) -> Result<(), Error> {
-        let blob = if checkpoint { self.fit.state()? } else { Vec::new() };
-        let mut records: Vec<Written<'_>> = self.measurements.iter().map(Written::measurement).collect();
+    /// Measurements so far, a checkpoint, an outcome and the group's offsets, all or nothing. An outcome is waited for.
+    fn publish(
+        &mut self,
+        publisher: &mut Background,
+        checkpoint: bool,
+        outcome: Option<&Outcome>,
+    ) -> Result<(), Error> {
+        let mut publication = outcome.map_or_else(Publication::default, |outcome| ending(self.record, outcome));
+        publication.records.extend(self.measurements.drain(..).map(|measurement| Written::measurement(&measurement)));
         if checkpoint {
-            let manifest = Manifest::seal(self.record, self.checkpoint, self.progress.clone(), &blob);
-            records.extend(Written::checkpoint(&manifest, Slot::of(self.checkpoint), &blob));
-        }
-        if let Some(outcome) = outcome {
-            records.extend(ending(self.record, outcome));
-        }
-        let finished = outcome.is_some_and(|outcome| outcome.state == EndState::Finished);
-        let ends = || self.range.partitions.iter().map(|partition| partition.end).collect();
-        let group = GroupOffsets {
-            offsets: if finished { ends() } else { self.progress.position.offsets.clone() },
-            pointer: Pointer {
-                attempt: self.record.attempt,
-                checkpoint: self.checkpoint,
-                epoch: self.progress.epoch,
-                step: self.progress.step,
-            },
-        };
-        let member = self.replay.group_metadata();
-        let group = member.as_ref().filter(|_| checkpoint).map(|member| (&group, &self.range, member));
-        publisher.publish(&records, group)?;
-        drop(records);
-        *self.reached = Reached::of(&self.progress);
-        self.measurements.clear();
-        if checkpoint {
+            let finished = outcome.is_some_and(|outcome| outcome.state == EndState::Finished);
+            let ends = || self.range.partitions.iter().map(|partition| partition.end).collect();
+            let blob = self.fit.state()?;
+            self.context.metrics.train.checkpoint_bytes.inc_by(blob.len() as u64);
+            publication.checkpoint = Some(Checkpoint {
+                number: self.checkpoint,
+                progress: self.progress.clone(),
+                blob,
+                offsets: if finished { ends() } else { self.progress.position.offsets.clone() },
+                member: self.replay.group_metadata()?,
+            });
             self.checkpoint += 1;
             self.checkpointed = Instant::now();
-            self.context.metrics.train.checkpoint_bytes.inc_by(blob.len() as u64);
         }
+        publisher.publish(publication)?;
+        if outcome.is_some() {
+            publisher.settle()?;
+        }
+        *self.reached = Reached::of(&self.progress);
         self.show();
-        fail_point!("train.trial.published");
         Ok(())
     }
 
