@@ -634,6 +634,8 @@ impl<'c> Training<'c> {
         checkpoint: bool,
         outcome: Option<&Outcome>,
     ) -> Result<(), Error> {
+        // One copy of the state at a time.
+        publisher.settle()?;
         let mut publication = outcome.map_or_else(Publication::default, |outcome| ending(self.record, outcome));
         publication.records.extend(self.measurements.drain(..).map(|measurement| Written::measurement(&measurement)));
         if checkpoint {
