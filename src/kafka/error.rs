@@ -213,11 +213,18 @@ impl Error {
     /// librdkafka's code, where the error came from it.
     pub fn code(&self) -> Option<RDKafkaErrorCode> {
         match self {
-            // rdkafka does not tell this one's code.
-            Self::Call { source: KafkaError::AdminOp(code), .. } => Some(*code),
-            Self::Call { source, .. } | Self::Delivery { source, .. } => source.rdkafka_error_code(),
+            Self::Call { source, .. } | Self::Delivery { source, .. } => code_of(source),
             _ => None,
         }
+    }
+}
+
+/// librdkafka's code of any client error.
+pub(super) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        // rdkafka does not tell this one's code.
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
     }
 }
 

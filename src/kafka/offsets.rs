@@ -10,7 +10,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::{self, LogContext, REQUEST_TIMEOUT};
-use super::error::{Error, Result};
+use super::error::{code_of, Error, Result};
 use crate::config::Settings;
 
 /// Asks for watermarks under both isolation levels.
@@ -113,7 +113,10 @@ fn watermarks(consumer: &BaseConsumer<LogContext>, topic: &str, partition: i32) 
 }
 
 /// Repeats a request that failed for a reason that passes, such as an election or a metadata refresh.
-fn patiently<T>(bound: Duration, mut request: impl FnMut() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+pub(super) fn patiently<T>(
+    bound: Duration,
+    mut request: impl FnMut() -> Result<T, KafkaError>,
+) -> Result<T, KafkaError> {
     use RDKafkaErrorCode as Code;
     let started = Instant::now();
     loop {
@@ -122,7 +125,7 @@ fn patiently<T>(bound: Duration, mut request: impl FnMut() -> Result<T, KafkaErr
             Err(error) => error,
         };
         let passing = matches!(
-            error.rdkafka_error_code(),
+            code_of(&error),
             Some(
                 Code::LeaderNotAvailable
                     | Code::NotLeaderForPartition

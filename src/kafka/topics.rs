@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::client::{self, REQUEST_TIMEOUT};
 use super::error::{Error, Result};
-use super::offsets::Watermarks;
+use super::offsets::{patiently, Watermarks};
 use super::transaction::DEFAULT_LIMIT_BYTES;
 use crate::config::Settings;
 
@@ -205,8 +205,10 @@ impl Declarations {
                 limit = dead_letter_limit(settings, declaration)?.to_string();
                 topic = topic.set("max.message.bytes", &limit);
             }
-            let results = futures::executor::block_on(admin.create_topics([&topic], &options()))
-                .map_err(Error::call(format!("creating topic `{name}`")))?;
+            // A cluster that was just restarted answers before it can create anything.
+            let create = || futures::executor::block_on(admin.create_topics([&topic], &options()));
+            let results =
+                patiently(3 * REQUEST_TIMEOUT, create).map_err(Error::call(format!("creating topic `{name}`")))?;
             for result in results {
                 match result {
                     Ok(_) => {
