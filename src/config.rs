@@ -309,8 +309,14 @@ impl Embed {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Train {
-    /// Trials at once in this process; the default is one for each core.
+    /// Threads that compute, each for one trial; the default is one for each core.
+    pub threads: Option<NonZeroUsize>,
+    /// Trials at once in this process: they take turns on the threads, and share what they read. The default is one for
+    /// each thread, and up to 16 while weights and optimizer state of all of them stay below 1 GiB.
     pub parallel: Option<NonZeroUsize>,
+    /// Bytes of records that trials of one range hold together, those that are ahead of others; 0 lets each trial read
+    /// for itself.
+    pub shared_bytes: usize,
     /// A trial is checkpointed at least this often, and at the end of each epoch.
     #[serde(with = "humantime_serde")]
     pub checkpoint_interval: Duration,
@@ -326,7 +332,9 @@ pub struct Train {
 impl Default for Train {
     fn default() -> Self {
         Self {
+            threads: None,
             parallel: None,
+            shared_bytes: 128 * 1024 * 1024,
             checkpoint_interval: Duration::from_secs(10),
             validation_cache_bytes: 64 * 1024 * 1024,
             cache_bytes: 0,
@@ -336,9 +344,23 @@ impl Default for Train {
 }
 
 impl Train {
-    /// Trials at once, after the default.
-    pub fn parallel(&self) -> usize {
-        self.parallel.map_or_else(cores, NonZeroUsize::get)
+    /// Trials at once by default, if they are small.
+    const SMALL_TRIALS: usize = 16;
+    /// Weights and optimizer state of small trials together.
+    const SMALL_BYTES: u64 = 1 << 30;
+
+    /// Threads that compute, after the default.
+    pub fn threads(&self) -> usize {
+        self.threads.map_or_else(cores, NonZeroUsize::get)
+    }
+
+    /// Whether another trial may be taken up beside so many, when the weights and the optimizer state of all of them
+    /// would take so many bytes.
+    pub fn has_place(&self, running: usize, state_bytes: u64) -> bool {
+        match self.parallel {
+            Some(parallel) => running < parallel.get(),
+            None => running < self.threads() || (running < Self::SMALL_TRIALS && state_bytes <= Self::SMALL_BYTES),
+        }
     }
 }
 

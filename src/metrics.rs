@@ -87,6 +87,10 @@ pub struct Train {
     pub steps: IntCounter,
     /// Records replayed.
     pub records: IntCounter,
+    /// Records read from the features topic, once for all trials that follow a stream.
+    pub records_read: IntCounter,
+    /// Streams that trials follow.
+    pub streams: IntGauge,
     /// Records replayed in the last second, all trials together.
     pub records_per_second: Gauge,
     /// Bytes of checkpoints committed.
@@ -187,6 +191,15 @@ impl Train {
             epochs: r.counter("trial_epochs_total", "Epochs finished, all trials together.")?,
             steps: r.counter("trial_steps_total", "Optimizer updates, all trials together.")?,
             records: r.counter("trial_records_total", "Records replayed, all trials together.")?,
+            records_read: r.counter(
+                "replay_records_total",
+                "Records read from the features topic for trials; trials that share a stream read a record once.",
+            )?,
+            streams: {
+                let streams = IntGauge::new("sweepstream_replay_streams", "Streams that trials follow.")?;
+                registry.register(Box::new(streams.clone()))?;
+                streams
+            },
             records_per_second: r
                 .gauge("trial_records_per_second", "Records replayed in the last second, all trials together.")?,
             checkpoint_bytes: r.counter("checkpoint_bytes_total", "Bytes of checkpoints committed.")?,

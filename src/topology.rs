@@ -10,12 +10,14 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Settings;
 use crate::embed::model::Model;
 use crate::embed::stage as embed;
+use crate::features::stream::Streams;
 use crate::kafka::client;
 use crate::kafka::topics::{Declarations, TopicSet};
 use crate::metrics::{Metrics, TransactionOutcome};
 use crate::parts::Parts;
 use crate::status::Status;
 use crate::train::pool as train;
+use crate::train::turns::Turns;
 use crate::{http, kafka};
 
 /// A stage that has worked for this long, or committed something, starts its count of rebuilds afresh.
@@ -182,9 +184,11 @@ impl Topology {
             topics: self.topics.clone(),
             metrics: self.metrics.clone(),
             status: self.status.clone(),
+            streams: Streams::new(&self.settings, &self.metrics.train),
+            turns: Turns::new(self.settings.train.threads()),
             stop: stop.clone(),
         });
-        tracing::info!(parallel = self.settings.train.parallel(), "train stage starts");
+        tracing::info!(threads = self.settings.train.threads(), "train stage starts");
         let committed = context.metrics.train.transactions.with_label_values(&[TransactionOutcome::Committed.label()]);
         self.supervise(Stage::Train, stop, move || train::run(&context), committed)
     }

@@ -47,7 +47,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("kafka", &["config"]),
     ("input", &["config"]),
     ("output", &[]),
-    ("features", &["config", "input", "kafka"]),
+    ("features", &["config", "input", "kafka", "metrics"]),
     ("embed", &["config", "features", "input", "kafka", "metrics", "parts", "status"]),
     ("train", &["config", "features", "kafka", "metrics", "output", "status"]),
     ("http", &["config", "metrics", "status"]),
@@ -376,7 +376,8 @@ fn the_full_settings_file_has_the_defaults_and_names_every_key() {
     complete.embed.model_dir = Some("models/my-model".into());
     complete.embed.sessions = std::num::NonZeroUsize::new(2);
     complete.embed.threads = std::num::NonZeroUsize::new(1);
-    complete.train.parallel = std::num::NonZeroUsize::new(2);
+    complete.train.threads = std::num::NonZeroUsize::new(2);
+    complete.train.parallel = std::num::NonZeroUsize::new(16);
     complete.http.address = Some("0.0.0.0:9464".into());
     let mut wanted = BTreeSet::new();
     keys(&shown(&complete), "", &mut wanted);

@@ -28,7 +28,7 @@ stage embed
 stage train
   source     {trials}  (group {train}: shares trials out)
   source     {features}  (group {trial}: one for each trial, a frozen range, epoch after epoch)
-  processor  the trial's model, one thread, {parallel} trials at once
+  processor  the trial's model, one thread for each trial, {threads} at once
   sink       {output}  (measurements, checkpoints, outcomes)
   sink       {trials}  (outcomes)
              measurements, checkpoint and both groups' offsets in one transaction",
@@ -41,7 +41,7 @@ stage train
         dead = topics.dead_letters,
         trials = topics.trials,
         train = settings.train_group(),
-        parallel = settings.train.parallel(),
+        threads = settings.train.threads(),
         output = topics.output,
     );
     Ok(write_out(&text)?)

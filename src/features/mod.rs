@@ -4,5 +4,6 @@ pub mod codec;
 pub mod order;
 pub mod range;
 pub mod replay;
+pub mod stream;
 pub mod survey;
 pub mod window;

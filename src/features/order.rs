@@ -43,11 +43,6 @@ impl Merge {
     pub fn is_done(&self) -> bool {
         self.taken == self.counts
     }
-
-    /// Records taken of all partitions together.
-    pub fn ordinal(&self) -> u64 {
-        self.taken.iter().sum()
-    }
 }
 
 impl Iterator for Merge {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -18,7 +18,6 @@ use crate::config::Settings;
 use crate::input::LABEL_HEADER;
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::headers::{self, NotText};
-use crate::kafka::offsets::metadata_of;
 use crate::kafka::{Error, Result};
 
 /// How long the broker may be silent before the wait is logged.
@@ -117,14 +116,6 @@ impl Replay {
         Ok(replay)
     }
 
-    /// What the group knows this reader by, for committing its progress in a transaction.
-    ///
-    /// # Errors
-    /// When the client does not know its group.
-    pub fn group_metadata(&self) -> Result<ConsumerGroupMetadata> {
-        metadata_of(&self.consumer)
-    }
-
     /// Where the pass stands: at the beginning of the next window.
     pub fn position(&self) -> Position {
         Position {
@@ -136,9 +127,9 @@ impl Replay {
         }
     }
 
-    /// Records taken in this pass.
-    pub fn ordinal(&self) -> u64 {
-        self.merge.ordinal()
+    /// Is the pass over?
+    pub fn is_at_end(&self) -> bool {
+        self.merge.is_done()
     }
 
     /// Goes to a position, backwards or forwards.

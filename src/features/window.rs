@@ -3,7 +3,7 @@
 use super::codec::{Dtype, MatrixView};
 
 /// How records become examples.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// Records of a window, both splits together.
     pub window: u32,

@@ -9,7 +9,7 @@ use rdkafka::types::RDKafkaRespErr;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure at or with the cluster.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// No broker answered within the bounded wait.
     #[error("no Kafka broker answered at {servers} within {waited:?}: {cause}; is it running, and is `kafka.bootstrap_servers` right?")]
@@ -92,6 +92,9 @@ pub enum Error {
         /// The bound.
         waited: Duration,
     },
+    /// A thread that speaks to Kafka did not start, or died.
+    #[error("{0}")]
+    Thread(String),
     /// The local broker did not start.
     #[error("the local Kafka broker did not start: {message}")]
     Local {
@@ -161,6 +164,7 @@ impl Error {
             | Self::Data { .. }
             | Self::Topics(_)
             | Self::Declaration { .. }
+            | Self::Thread(_)
             | Self::Local { .. } => Class::Fatal,
         }
     }
@@ -198,6 +202,7 @@ impl Error {
             | Self::Undone { .. }
             | Self::Call { .. }
             | Self::Delivery { .. }
+            | Self::Thread(_)
             | Self::TimedOut { .. } => true,
             Self::Data { .. } | Self::Topics(_) | Self::Declaration { .. } | Self::Local { .. } => false,
         }

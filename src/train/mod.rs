@@ -13,3 +13,4 @@ pub mod seed;
 pub mod start;
 pub mod store;
 pub mod trial;
+pub mod turns;

@@ -1,12 +1,12 @@
 //! The trainer pool: Kafka shares the partitions of `trials` out; what is in ours, we train.
 //!
 //! ```text
-//! assigned ─► read the partition from its beginning to its end ─► run its unfinished trials, `parallel` at once
+//! assigned ─► read the partition from its beginning to its end ─► run its unfinished trials, so many at once
 //! revoked  ─► yield them (checkpoint), then give the partition up
 //! lost     ─► abandon them: somebody else has them already
 //! ```
 //!
-//! The thread that polls never trains: each trial has a thread of its own.
+//! The thread that polls never trains: each trial has a thread of its own, and computes when it has its turn.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::store::{self, Stored};
 use super::trial::{self, Control, End, Order};
+use super::turns::Turns;
 use crate::config::Settings;
+use crate::features::stream::Streams;
 use crate::kafka;
 use crate::kafka::client;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
@@ -76,6 +78,10 @@ pub struct Context {
     pub metrics: Metrics,
     /// Where to report.
     pub status: Status,
+    /// What trials read.
+    pub streams: Arc<Streams>,
+    /// Which trials compute.
+    pub turns: Turns,
     /// Cancelled to drain.
     pub stop: CancellationToken,
 }
@@ -407,10 +413,13 @@ impl Pool<'_> {
     }
 
     fn start_trials(&mut self) -> Result<bool, Error> {
-        let parallel = self.context.settings.train.parallel();
         let mut started = false;
-        while self.running.len() < parallel {
-            let Some((id, assignment)) = self.next_trial() else { break };
+        while let Some((id, assignment)) = self.next_trial() {
+            let of = |id: &String| self.trials.get(id).map_or(0, |stored| stored.record.state_bytes());
+            let state_bytes = self.running.keys().chain([&id]).map(of).sum();
+            if !self.context.settings.train.has_place(self.running.len(), state_bytes) {
+                break;
+            }
             self.start(&id, assignment)?;
             started = true;
         }
@@ -446,10 +455,18 @@ impl Pool<'_> {
         let (ended, wake) = (self.ended.clone(), self.wake.clone());
         let (partition, attempt) = (stored.partition, stored.record.attempt);
         let (name, own_control) = (id.to_owned(), control.clone());
+        let stopped = control.clone();
+        // Before it is claimed, so that those that started with it know of it.
+        let replay = context.streams.follow(
+            context.settings.trial_group(id),
+            stored.record.range(),
+            stored.record.reading(),
+            move || stopped.get() != Order::Run,
+        );
         let work = move || {
             // A panic outside the trial's own computation must still free its place.
             let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                trial::run(&context, &stored, &lease, assignment, &own_control)
+                trial::run(&context, &stored, &lease, assignment, &own_control, replay)
             }));
             let end = worked.unwrap_or_else(|_| End::Interrupted("its thread panicked; the log says where".into()));
             drop(ended.send((name, end)));

@@ -76,8 +76,6 @@ pub struct Checkpoint {
     pub blob: Vec<u8>,
     /// Offsets for the trial's own group, in the order of the range's partitions.
     pub offsets: Vec<i64>,
-    /// Whom the offsets are committed for.
-    pub member: ConsumerGroupMetadata,
 }
 
 impl Checkpoint {
@@ -144,6 +142,8 @@ pub struct Publisher {
     range: Range,
     /// The trial's own.
     group: String,
+    /// What Kafka knows the group by: it has no members, so this never changes.
+    member: ConsumerGroupMetadata,
     producer: TransactionalProducer,
     lease: Arc<Lease>,
     partition: i32,
@@ -177,11 +177,13 @@ impl Publisher {
         let group = settings.trial_group(&record.trial);
         let producer = TransactionalProducer::new(settings, &group, &limits_bytes).map_err(Error::Interrupted)?;
         fail_point!("train.publish.after_init");
+        let member = kafka::offsets::group_metadata(settings, &group).map_err(Error::Interrupted)?;
         let mut publisher = Self {
             settings: settings.clone(),
             record: record.clone(),
             range: record.range(),
             group,
+            member,
             producer,
             lease,
             partition,
@@ -209,8 +211,7 @@ impl Publisher {
         }
         let range = &self.range;
         let starts: Vec<(i32, i64)> = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
-        let member = kafka::offsets::group_metadata(&self.settings, &self.group)?;
-        match transaction.send_offsets(&kafka::offsets::list(&range.topic, &starts, "")?, &member) {
+        match transaction.send_offsets(&kafka::offsets::list(&range.topic, &starts, "")?, &self.member) {
             // The topic is gone, and its offsets with it; what that means for the trial is found out by reading.
             Err(error) if error.code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {}
             result => result.and_then(|()| transaction.send_offsets(&position, &owner))?,
@@ -340,15 +341,15 @@ impl Publisher {
     ) -> kafka::Result<()> {
         fail_point!("train.publish.before_begin");
         let list = self.position(position)?;
-        let group = checkpoint.map(|checkpoint| Ok((self.offsets(checkpoint)?, &checkpoint.member))).transpose()?;
+        let offsets = checkpoint.map(|checkpoint| self.offsets(checkpoint)).transpose()?;
         let mut transaction = self.producer.begin()?;
         for record in records {
             fail_point!("train.publish.before_record");
             record.send(&self.settings, &mut transaction, self.partition)?;
         }
-        if let Some((offsets, member)) = group {
+        if let Some(offsets) = offsets {
             fail_point!("train.publish.after_records");
-            transaction.send_offsets(&offsets, member)?;
+            transaction.send_offsets(&offsets, &self.member)?;
             fail_point!("train.publish.after_group_offsets");
         }
         transaction.send_offsets(&list, owner)?;

@@ -139,6 +139,14 @@ impl TrialRecord {
         self.parameters.model_spec(self.model, self.rows_max, self.dim, self.labels.len())
     }
 
+    /// Bytes of its weights and its optimizer's state.
+    pub fn state_bytes(&self) -> u64 {
+        let parameters = self.model_spec().parameters().unwrap_or_default();
+        let elements: usize = parameters.iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum();
+        let slots = self.optimizer_spec().rule.slots().len();
+        (elements * (1 + slots) * size_of::<f32>()) as u64
+    }
+
     /// The optimizer it uses.
     pub fn optimizer_spec(&self) -> OptimizerSpec {
         self.parameters.optimizer_spec()

@@ -22,8 +22,9 @@ use super::publish::{self, Background, Checkpoint, Pointer, Publication, Publish
 use super::record::{TrialRecord, TRAINING_FORMAT};
 use super::seed::{Generator, Purpose};
 use super::store::{self, Stored, TrialOutput, Want, Written};
+use super::turns::Turn;
 use crate::features::range::{Position, Range};
-use crate::features::replay::{Next, Replay};
+use crate::features::stream::{Follower, Read};
 use crate::features::window::{Record, Window};
 use crate::kafka;
 use crate::kafka::consumer::Lease;
@@ -104,7 +105,14 @@ enum Stepped {
 }
 
 /// Takes a trial over and trains it until it ends, is ordered to, or belongs to somebody else. Blocks.
-pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u64, control: &Control) -> End {
+pub fn run(
+    context: &Context,
+    stored: &Stored,
+    lease: &Arc<Lease>,
+    assignment: u64,
+    control: &Control,
+    replay: Follower,
+) -> End {
     let record = &stored.record;
     let place = (stored.partition, assignment);
     let opened =
@@ -115,7 +123,7 @@ pub fn run(context: &Context, stored: &Stored, lease: &Arc<Lease>, assignment: u
         Err(error) => return End::Interrupted(error.to_string()),
     };
     std::thread::scope(|scope| match publisher.spawn(scope) {
-        Ok(mut publisher) => end(context, stored, &mut publisher, control, &mut reached),
+        Ok(mut publisher) => end(context, stored, &mut publisher, control, replay, &mut reached),
         Err(error) => End::Interrupted(error.to_string()),
     })
 }
@@ -125,11 +133,13 @@ fn end(
     stored: &Stored,
     publisher: &mut Background,
     control: &Control,
+    replay: Follower,
     reached: &mut Reached,
 ) -> End {
     let record = &stored.record;
     // Whatever the model does, it is this trial's outcome and nobody else's.
-    let worked = std::panic::catch_unwind(AssertUnwindSafe(|| work(context, stored, publisher, control, reached)));
+    let worked =
+        std::panic::catch_unwind(AssertUnwindSafe(|| work(context, stored, publisher, control, replay, reached)));
     if let Err(error) = publisher.settle() {
         return End::Interrupted(error.to_string());
     }
@@ -166,6 +176,7 @@ fn work(
     stored: &Stored,
     publisher: &mut Background,
     control: &Control,
+    replay: Follower,
     reached: &mut Reached,
 ) -> Result<End, Error> {
     let record = &stored.record;
@@ -184,7 +195,7 @@ fn work(
         publisher.settle()?;
         return Ok(End::Outcome(Box::new(outcome)));
     }
-    let mut training = Training::take_over(context, record, output, control, reached)?;
+    let mut training = Training::take_over(context, record, output, control, replay, reached)?;
     fail_point!("train.trial.restored");
     if control.get() == Order::Abandon {
         return Err(Error::Ordered);
@@ -224,7 +235,8 @@ struct Training<'c> {
     control: &'c Control,
     reached: &'c mut Reached,
     range: Range,
-    replay: Replay,
+    replay: Follower,
+    turn: Turn<'c>,
     fit: Fit,
     progress: Progress,
     /// Number of the next checkpoint.
@@ -259,6 +271,7 @@ impl<'c> Training<'c> {
         record: &'c TrialRecord,
         output: TrialOutput,
         control: &'c Control,
+        mut replay: Follower,
         reached: &'c mut Reached,
     ) -> Result<Self, Error> {
         let range = record.range();
@@ -272,6 +285,7 @@ impl<'c> Training<'c> {
             let newest = newest.as_ref().map(|(manifest, _)| manifest);
             check_group(context, record, &range, newest, newest_number)?;
         }
+        let turn = context.turns.take();
         let (spec, optimizer) = (record.model_spec(), record.optimizer_spec());
         let restore = |blob: &[u8]| Fit::restore(spec.clone(), optimizer, record.seed, record.number, blob);
         let (fit, progress) = match newest {
@@ -294,15 +308,7 @@ impl<'c> Training<'c> {
             }
         };
         *reached = Reached::of(&progress);
-        let stopped = control.clone();
-        let replay = Replay::open(
-            &context.settings,
-            &context.settings.trial_group(&record.trial),
-            &range,
-            record.reading(),
-            &progress.position,
-            move || stopped.get() != Order::Run,
-        )?;
+        replay.seek(progress.position.clone());
         let begins_pass = progress.position.window == 0;
         let now = Instant::now();
         Ok(Self {
@@ -311,6 +317,7 @@ impl<'c> Training<'c> {
             control,
             reached,
             replay,
+            turn,
             fit,
             checkpoint: newest_number.map_or(0, |number| number + 1),
             checkpointed: now,
@@ -331,7 +338,9 @@ impl<'c> Training<'c> {
 
     fn run(&mut self, publisher: &mut Background) -> Result<End, Error> {
         self.show();
-        while self.progress.epoch < self.record.parameters.epochs {
+        let epochs = self.record.parameters.epochs;
+        while self.progress.epoch < epochs {
+            self.replay.set_last_pass(self.progress.epoch + 1 == epochs);
             let started = Instant::now();
             let stepped = self.epoch(publisher)?;
             if let Stepped::Diverged(reason) = stepped {
@@ -356,10 +365,10 @@ impl<'c> Training<'c> {
             self.progress.position = start.clone();
             self.progress.taken = 0;
             self.progress.sums = EpochSums::default();
-            if self.progress.epoch < self.record.parameters.epochs {
+            if self.progress.epoch < epochs {
                 self.checkpoint(publisher)?;
                 self.obey(publisher)?;
-                self.replay.seek(&start)?;
+                self.replay.seek(start);
                 self.epoch_began = (Instant::now(), 0);
                 if matches!(self.validation, ValidationCache::Incomplete) {
                     self.validation = ValidationCache::Filling(empty(self.record.dim));
@@ -377,20 +386,19 @@ impl<'c> Training<'c> {
 
     /// Trains from where progress stands to the end of the pass.
     fn epoch(&mut self, publisher: &mut Background) -> Result<Stepped, Error> {
-        let mut window = Window::default();
         self.carry.clear(0, self.record.dim);
         // After a resume the first window is read again, and what was done of it is left out.
         let mut done_before = usize::try_from(self.progress.taken).unwrap_or(usize::MAX);
         loop {
-            let start = self.replay.position();
-            match self.replay.next_window(&mut window)? {
-                Next::Window => {}
-                Next::End => break,
-                Next::Stopped => {
+            let start = self.replay.position().clone();
+            let window = match self.turn.aside(|| self.replay.next_window())? {
+                Read::Window(window) => window,
+                Read::End => break,
+                Read::Stopped => {
                     self.obey(publisher)?;
                     return Err(Error::Ordered);
                 }
-            }
+            };
             self.context.metrics.train.records.inc_by(window.records() as u64);
             self.keep_validation(&window);
             if let Stepped::Diverged(reason) =
@@ -495,7 +503,9 @@ impl<'c> Training<'c> {
         if self.checkpointed.elapsed() > self.context.settings.train.checkpoint_interval {
             self.checkpoint(publisher)?;
         }
-        self.obey(publisher)
+        self.obey(publisher)?;
+        self.turn.pass();
+        Ok(())
     }
 
     /// Ends the trial if that was ordered.
@@ -543,15 +553,15 @@ impl<'c> Training<'c> {
         if self.record.parameters.validation == 0 {
             return Ok(evaluation);
         }
-        self.replay.seek(&Position::start(&self.range))?;
-        let (mut window, mut batch) = (Window::default(), empty(self.record.dim));
+        self.replay.seek(Position::start(&self.range));
+        let mut batch = empty(self.record.dim);
         loop {
-            match self.replay.next_window(&mut window)? {
-                Next::Window => {}
-                Next::End => break,
+            let window = match self.turn.aside(|| self.replay.next_window())? {
+                Read::Window(window) => window,
+                Read::End => break,
                 // Validation changes no weight: the epoch's last checkpoint stands, and its end is computed again.
-                Next::Stopped => return Err(Error::Ordered),
-            }
+                Read::Stopped => return Err(Error::Ordered),
+            };
             for &place in window.validation() {
                 let (matrix, label) = window.record(place);
                 batch.push(matrix, self.record.rows_max, label, true);
@@ -635,7 +645,7 @@ impl<'c> Training<'c> {
         outcome: Option<&Outcome>,
     ) -> Result<(), Error> {
         // One copy of the state at a time.
-        publisher.settle()?;
+        self.turn.aside(|| publisher.settle())?;
         let mut publication = outcome.map_or_else(Publication::default, |outcome| ending(self.record, outcome));
         publication.records.extend(self.measurements.drain(..).map(|measurement| Written::measurement(&measurement)));
         if checkpoint {
@@ -648,14 +658,13 @@ impl<'c> Training<'c> {
                 progress: self.progress.clone(),
                 blob,
                 offsets: if finished { ends() } else { self.progress.position.offsets.clone() },
-                member: self.replay.group_metadata()?,
             });
             self.checkpoint += 1;
             self.checkpointed = Instant::now();
         }
         publisher.publish(publication)?;
         if outcome.is_some() {
-            publisher.settle()?;
+            self.turn.aside(|| publisher.settle())?;
         }
         *self.reached = Reached::of(&self.progress);
         self.show();

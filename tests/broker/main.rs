@@ -15,6 +15,7 @@ mod resume;
 mod retention;
 mod search;
 mod security;
+mod sharing;
 mod start;
 #[path = "../support/support.rs"]
 mod support;

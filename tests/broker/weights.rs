@@ -113,16 +113,26 @@ fn the_same_features_in_another_topic_give_the_same_weights() {
 }
 
 #[test]
-fn other_trials_parallelism_and_caches_change_no_weight() {
+fn other_trials_parallelism_sharing_and_caches_change_no_weight() {
     let mut lab = Lab::new("beside", 3);
     let records = dealt(points(50), 3);
     lab.fill(&records);
     let mut searches = Vec::new();
     const ALL: usize = usize::MAX;
-    for (parallel, validation_cache, cache, together) in
-        [(1, ALL, 0, 1), (4, ALL, ALL, 2), (2, 0, 0, 1), (2, 0, ALL, 1), (2, 1000, 1000, 1)]
-    {
+    const SHARED: usize = 128 * 1024 * 1024;
+    for (parallel, threads, validation_cache, cache, shared, together) in [
+        (1, 1, ALL, 0, SHARED, 1),
+        (4, 2, ALL, ALL, SHARED, 2),
+        (6, 1, ALL, 0, SHARED, 3),
+        (4, 4, 0, 0, 0, 2),
+        // Room for two windows: whoever is slower is left behind or waited for all the time.
+        (6, 6, 0, 0, 1, 3),
+        (2, 2, 0, ALL, 0, 1),
+        (2, 1, 1000, 1000, SHARED, 1),
+    ] {
         lab.settings.train.parallel = std::num::NonZeroUsize::new(parallel);
+        lab.settings.train.threads = std::num::NonZeroUsize::new(threads);
+        lab.settings.train.shared_bytes = shared;
         lab.settings.train.validation_cache_bytes = validation_cache;
         lab.settings.train.cache_bytes = cache;
         let started: Vec<Started> = (0..together).map(|_| lab.start(SEARCH)).collect();

@@ -108,7 +108,7 @@ pub fn start(settings: &Settings, plan: &str, arguments: &[&str]) -> Process {
         .env("SWEEPSTREAM_EMBED__SESSIONS", "1")
         .env("SWEEPSTREAM_EMBED__CHUNK_TEXTS", settings.embed.chunk_texts.to_string())
         .env("SWEEPSTREAM_TRAIN__CHECKPOINT_INTERVAL", millis(train.checkpoint_interval))
-        .env("SWEEPSTREAM_TRAIN__PARALLEL", train.parallel().to_string());
+        .envs(train.parallel.map(|trials| ("SWEEPSTREAM_TRAIN__PARALLEL", trials.to_string())));
     Process::spawn(command)
 }
 

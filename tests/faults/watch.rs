@@ -48,7 +48,7 @@ impl Watch {
     /// Watches topics that exist already, on a thread of its own. `trials` are expected.
     pub fn start(settings: &Settings, trials: usize) -> Self {
         let (seen, stopped) = (Arc::<Mutex<Seen>>::default(), Arc::new(AtomicBool::new(false)));
-        let watch = Self { seen, stopped, trials, parallel: settings.train.parallel() };
+        let watch = Self { seen, stopped, trials, parallel: settings.train.parallel.map_or(1, Into::into) };
         let (seen, stopped, settings) = (Arc::clone(&watch.seen), Arc::clone(&watch.stopped), settings.clone());
         let work = move || follow(&settings, &seen, &stopped);
         drop(std::thread::Builder::new().name("watch".into()).spawn(work).unwrap());

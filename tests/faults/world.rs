@@ -394,8 +394,8 @@ fn flags(settings: &Settings) -> Vec<String> {
         ("run.drain_timeout", millis(run.drain_timeout)),
         ("embed.chunk_texts", embed.chunk_texts.to_string()),
         ("train.checkpoint_interval", millis(train.checkpoint_interval)),
-        ("train.parallel", train.parallel().to_string()),
     ];
+    flags.extend(train.parallel.map(|trials| ("train.parallel", trials.to_string())));
     flags.extend(embed.sessions.map(|sessions| ("embed.sessions", sessions.to_string())));
     flags.extend(embed.threads.map(|threads| ("embed.threads", threads.to_string())));
     flags.into_iter().flat_map(|(key, value)| ["-s".to_owned(), format!("{key}={value}")]).collect()

@@ -93,7 +93,8 @@ impl Lab {
             .env("SWEEPSTREAM_KAFKA__GROUP_PROTOCOL", format!("{:?}", kafka.group_protocol).to_lowercase())
             .env("SWEEPSTREAM_KAFKA__SESSION_TIMEOUT", format!("{}ms", kafka.session_timeout.as_millis()))
             .env("SWEEPSTREAM_TRAIN__CHECKPOINT_INTERVAL", format!("{}ms", train.checkpoint_interval.as_millis()))
-            .env("SWEEPSTREAM_TRAIN__PARALLEL", train.parallel().to_string());
+            .env("SWEEPSTREAM_TRAIN__SHARED_BYTES", train.shared_bytes.to_string())
+            .envs(train.parallel.map(|trials| ("SWEEPSTREAM_TRAIN__PARALLEL", trials.to_string())));
         if let Some(instance) = &kafka.group_instance_id {
             let _ = command.env("SWEEPSTREAM_KAFKA__GROUP_INSTANCE_ID", instance);
         }

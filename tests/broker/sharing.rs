@@ -1,0 +1,131 @@
+//! Trials of one process read a range once for all of them, and none waits for another for ever.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sweepstream::features::range::Range;
+use sweepstream::features::stream::{Follower, Read, Streams};
+use sweepstream::features::window::{Reading, Window};
+use sweepstream::metrics::Metrics;
+use sweepstream::topology::Stage;
+
+use crate::lab::{assert_expected, dealt, is_end, points, Lab};
+use crate::support::{self, committed, eventually, PATIENCE};
+
+const PARTITIONS: i32 = 3;
+const RECORDS: usize = 90;
+
+/// Sixteen trials, each another one.
+const SEARCH: &str = r#"
+name = "s"
+seed = 3
+validation = 5
+epochs = 4
+window = 7
+batch_size = 8
+model = "mlp"
+hidden = [3, 4, 5, 6]
+learning_rate = [1e-2, 1e-3]
+dropout = [0, 0.3]
+"#;
+
+#[test]
+fn sixteen_trials_read_the_topic_about_once() {
+    let mut lab = Lab::with_points("sixteen", PARTITIONS, RECORDS);
+    lab.settings.train.parallel = NonZeroUsize::new(16);
+    let search = lab.start(SEARCH);
+    assert_eq!(search.trials.len(), 16);
+    let (mut read, mut replayed) = (0, 0);
+    support::run(&lab.settings, &[Stage::Train], |topology| {
+        let train = &topology.metrics.train;
+        (read, replayed) = (train.records_read.get(), train.records.get());
+        let states = topology.status.trials();
+        search.trials.iter().all(|trial| states.get(&trial.trial).is_some_and(|found| is_end(&found.state)))
+    });
+    let once = (RECORDS * 4) as u64;
+    assert_eq!(replayed, 16 * once);
+    assert!(read * 10 <= once * 12, "{read} records were read for trials of {once} each");
+    let output = lab.output();
+    for trial in &search.trials {
+        assert_expected(&output, trial, &dealt(points(RECORDS), PARTITIONS));
+        let group = lab.settings.trial_group(&trial.trial);
+        let ends = trial.range().partitions.iter().map(|place| (place.partition, place.end)).collect();
+        assert_eq!(committed(&lab.settings, &group, &lab.settings.topics.features), ends);
+    }
+}
+
+/// A range, and streams over it with room for so many bytes.
+struct Readers {
+    streams: Arc<Streams>,
+    metrics: Metrics,
+    range: Range,
+    reading: Reading,
+}
+
+impl Readers {
+    fn new(lab: &mut Lab, shared_bytes: usize) -> Self {
+        lab.settings.train.shared_bytes = shared_bytes;
+        let search = lab.start("name = \"r\"\nwindow = 7\nmodel = \"autoencoder\"\nlayers = [4]");
+        let (range, reading) = (search.trials[0].range(), search.trials[0].reading());
+        let metrics = Metrics::new().unwrap();
+        Self { streams: Streams::new(&lab.settings, &metrics.train), metrics, range, reading }
+    }
+
+    fn follow(&self) -> Follower {
+        self.streams.follow("readers".into(), self.range.clone(), self.reading.clone(), || false)
+    }
+
+    fn read(&self) -> u64 {
+        self.metrics.train.records_read.get()
+    }
+}
+
+fn windows(follower: &mut Follower) -> Vec<Arc<Window>> {
+    let mut windows = Vec::new();
+    while let Read::Window(window) = follower.next_window().unwrap() {
+        windows.push(window);
+    }
+    windows
+}
+
+/// Values of all records, in order.
+fn values(windows: &[Arc<Window>]) -> Vec<Vec<u8>> {
+    let places = |window: &Window| 0..u32::try_from(window.records()).unwrap();
+    windows
+        .iter()
+        .flat_map(|window| places(window).map(|place| window.record(place).0.data.to_vec()).collect::<Vec<_>>())
+        .collect()
+}
+
+#[test]
+fn a_slow_trial_is_left_behind_and_still_gets_everything() {
+    let mut lab = Lab::with_points("slow", PARTITIONS, RECORDS);
+    let readers = Readers::new(&mut lab, 1);
+    let (mut slow, mut quick) = (readers.follow(), readers.follow());
+    let Read::Window(first) = slow.next_window().unwrap() else { panic!("there is a window") };
+    let started = Instant::now();
+    let all = windows(&mut quick);
+    assert!(started.elapsed() < PATIENCE);
+    assert_eq!(all.iter().map(|window| window.records()).sum::<usize>(), RECORDS);
+    // The slow one goes on where it was.
+    let mut found = vec![first];
+    found.extend(windows(&mut slow));
+    assert_eq!(values(&found), values(&all));
+}
+
+#[test]
+fn what_was_read_is_held_for_those_who_are_expected_and_for_nobody_else() {
+    let mut lab = Lab::with_points("later", PARTITIONS, RECORDS);
+    let readers = Readers::new(&mut lab, 1 << 20);
+    let (mut early, mut late) = (readers.follow(), readers.follow());
+    early.set_last_pass(true);
+    let all = windows(&mut early);
+    drop(early);
+    assert_eq!(values(&windows(&mut late)), values(&all));
+    // The next pass may have begun.
+    let read = readers.read();
+    assert!(read <= (RECORDS + 7) as u64, "{read}");
+    drop(late);
+    eventually("the stream ends with its last follower", || readers.metrics.train.streams.get() == 0);
+}
