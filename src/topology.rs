@@ -10,14 +10,12 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Settings;
 use crate::embed::model::Model;
 use crate::embed::stage as embed;
-use crate::features::stream::Streams;
 use crate::kafka::client;
 use crate::kafka::topics::{Declarations, TopicSet};
 use crate::metrics::{Metrics, TransactionOutcome};
 use crate::parts::Parts;
 use crate::status::Status;
 use crate::train::pool as train;
-use crate::train::turns::Turns;
 use crate::{http, kafka};
 
 /// A stage that has worked for this long, or committed something, starts its count of rebuilds afresh.
@@ -179,15 +177,9 @@ impl Topology {
     fn start_train(&mut self) -> Result<(), Error> {
         self.status.train().want();
         let stop = CancellationToken::new();
-        let context = Arc::new(train::Context {
-            settings: self.settings.clone(),
-            topics: self.topics.clone(),
-            metrics: self.metrics.clone(),
-            status: self.status.clone(),
-            streams: Streams::new(&self.settings, &self.metrics.train),
-            turns: Turns::new(self.settings.train.threads()),
-            stop: stop.clone(),
-        });
+        let (settings, topics) = (self.settings.clone(), self.topics.clone());
+        let (metrics, status) = (self.metrics.clone(), self.status.clone());
+        let context = Arc::new(train::Context::new(settings, topics, metrics, status, stop.clone()));
         tracing::info!(threads = self.settings.train.threads(), "train stage starts");
         let committed = context.metrics.train.transactions.with_label_values(&[TransactionOutcome::Committed.label()]);
         self.supervise(Stage::Train, stop, move || train::run(&context), committed)

@@ -86,6 +86,21 @@ pub struct Context {
     pub stop: CancellationToken,
 }
 
+impl Context {
+    /// Trials of a pool share streams and turns.
+    pub fn new(
+        settings: Settings,
+        topics: TopicSet,
+        metrics: Metrics,
+        status: Status,
+        stop: CancellationToken,
+    ) -> Self {
+        let streams = Streams::new(&settings, &metrics.train);
+        let turns = Turns::new(settings.train.threads());
+        Self { settings, topics, metrics, status, streams, turns, stop }
+    }
+}
+
 /// Runs the stage until it is stopped or fails. Blocks; belongs on a thread of its own.
 ///
 /// # Errors
