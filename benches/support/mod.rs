@@ -1,6 +1,7 @@
 //! Shared by the benches: a Kafka, texts, and figures as a table and as JSON. Each uses a part of it.
 #![allow(dead_code)]
 
+pub mod features;
 pub mod process;
 
 use std::collections::BTreeMap;
@@ -78,4 +79,25 @@ pub fn peak_rss_megabytes() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+/// CPU time of this process so far, all threads together.
+pub fn cpu_seconds() -> f64 {
+    cpu_seconds_of("self")
+}
+
+/// CPU time of a process.
+pub fn cpu_seconds_of(process: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |place: usize| fields.get(place).and_then(|field| field.parse::<f64>().ok()).unwrap_or(f64::NAN);
+    // The kernel tells them in hundredths on every platform.
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+/// What has gone through the loopback interface, where the bench's Kafka is.
+pub fn loopback_megabytes() -> f64 {
+    let table = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let line = table.lines().find_map(|line| line.trim().strip_prefix("lo:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1e6
 }

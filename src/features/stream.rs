@@ -104,7 +104,8 @@ impl Streams {
             reading: follower.reading.clone(),
             bytes_max: self.settings.train.shared_bytes,
             state: Mutex::new(State::new(&follower.position)),
-            changed: Condvar::new(),
+            read: Condvar::new(),
+            followed: Condvar::new(),
         });
         let _ = stream.join(follower);
         let (streams, read, group) = (Arc::clone(self), Arc::clone(&stream), follower.group.clone());
@@ -117,7 +118,7 @@ impl Streams {
             streams.open.lock().retain(|stream| stream.number != read.number);
             crate::metrics::set(&streams.metrics.streams, streams.open.lock().len());
             read.state.lock().ended = Some(ended);
-            let _ = read.changed.notify_all();
+            let _ = read.read.notify_all();
         };
         // Owned by its followers: it ends when the last one goes.
         drop(
@@ -158,6 +159,11 @@ pub enum Read {
 }
 
 impl Follower {
+    /// What it reads.
+    pub fn range(&self) -> &Range {
+        &self.range
+    }
+
     /// Where the next window begins.
     pub fn position(&self) -> &Position {
         &self.position
@@ -214,7 +220,7 @@ impl Follower {
     fn leave(&mut self) {
         if let Some(stream) = self.stream.take() {
             let _ = stream.state.lock().followers.remove(&self.number);
-            let _ = stream.changed.notify_all();
+            let _ = stream.followed.notify_one();
         }
     }
 }
@@ -233,7 +239,11 @@ struct Stream {
     reading: Reading,
     bytes_max: usize,
     state: Mutex<State>,
-    changed: Condvar,
+    /// For followers: there is something to take, or nothing will be.
+    read: Condvar,
+    /// For the replay thread: followers came, went, took or wait. Apart, so that a window that one follower takes does
+    /// not wake all the others.
+    followed: Condvar,
 }
 
 struct State {
@@ -354,7 +364,7 @@ impl Stream {
         };
         let following = Following { next, waits: false, last_pass: follower.last_pass };
         let _ = state.followers.insert(follower.number, following);
-        let _ = self.changed.notify_all();
+        let _ = self.followed.notify_one();
         true
     }
 
@@ -380,7 +390,7 @@ impl Stream {
                 if let Some(following) = state.followers.get_mut(&follower.number) {
                     (following.next, following.waits) = (next + 1, false);
                 }
-                let _ = self.changed.notify_all();
+                let _ = self.followed.notify_one();
                 return Ok(taken);
             }
             if state.next != follower.position {
@@ -396,10 +406,10 @@ impl Stream {
             }
             if let Some(following) = state.followers.get_mut(&follower.number) {
                 if !std::mem::replace(&mut following.waits, true) {
-                    let _ = self.changed.notify_all();
+                    let _ = self.followed.notify_one();
                 }
             }
-            let _ = self.changed.wait_for(&mut state, LOOK_AROUND);
+            let _ = self.read.wait_for(&mut state, LOOK_AROUND);
         }
     }
 
@@ -429,7 +439,7 @@ impl Stream {
             state.next = if replay.is_at_end() { Position::start(&self.range) } else { after.clone() };
             state.windows.push_back(Held { window: Arc::new(window), start, after });
             state.read += 1;
-            let _ = self.changed.notify_all();
+            let _ = self.read.notify_all();
         }
     }
 
@@ -467,7 +477,7 @@ impl Stream {
             } else {
                 held_up = None;
             }
-            let _ = self.changed.wait_for(&mut state, LOOK_AROUND);
+            let _ = self.followed.wait_for(&mut state, LOOK_AROUND);
         }
     }
 
@@ -478,6 +488,6 @@ impl Stream {
         state.followers.retain(|_, following| following.next > slowest);
         let left = before - state.followers.len();
         tracing::info!(topic = %self.range.topic, trials = left, "slower trials read on by themselves");
-        let _ = self.changed.notify_all();
+        let _ = self.read.notify_all();
     }
 }
