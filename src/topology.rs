@@ -179,7 +179,7 @@ impl Topology {
         let stop = CancellationToken::new();
         let (settings, topics) = (self.settings.clone(), self.topics.clone());
         let (metrics, status) = (self.metrics.clone(), self.status.clone());
-        let context = Arc::new(train::Context::new(settings, topics, metrics, status, stop.clone()));
+        let context = Arc::new(train::Context::new(settings, topics, metrics, status, stop.clone())?);
         tracing::info!(threads = self.settings.train.threads(), "train stage starts");
         let committed = context.metrics.train.transactions.with_label_values(&[TransactionOutcome::Committed.label()]);
         self.supervise(Stage::Train, stop, move || train::run(&context), committed)

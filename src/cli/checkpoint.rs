@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::{connect, Environment, Result};
 use crate::config::Settings;
+use crate::kafka::offsets::Watermarks;
 use crate::train::checkpoint::sha256_hex;
 use crate::train::fit::Fit;
 use crate::train::store::{self, Stored, Want};
@@ -55,7 +56,9 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
 pub fn export(settings: &Settings, stored: &Stored) -> anyhow::Result<Vec<u8>> {
     let record = &stored.record;
     let wanted = BTreeMap::from([(record.trial.clone(), stored.partition)]);
-    let output = store::output(settings, &wanted, Want::Checkpoints)?.remove(&record.trial).unwrap_or_default();
+    let output = store::output(settings, &Watermarks::new(settings)?, &wanted, Want::Checkpoints)?
+        .remove(&record.trial)
+        .unwrap_or_default();
     let (newest, damaged) = output.newest(record.attempt);
     for error in damaged {
         tracing::warn!(%error, "using the checkpoint before it");

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::output::{show, table, write_out, Progress};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
+use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::delete_groups;
 use crate::output::{EndState, Measurement, Objective};
 use crate::train::record::TrialRecord;
@@ -256,7 +257,7 @@ pub struct Entry {
 pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
     let stored = of_search(settings, id)?;
     let places = stored.iter().map(|stored| (stored.record.trial.clone(), stored.partition)).collect();
-    let mut output = store::output(settings, &places, Want::Measurements)?;
+    let mut output = store::output(settings, &Watermarks::new(settings)?, &places, Want::Measurements)?;
     let objective = stored.first().map_or(Objective::Loss, |stored| stored.record.objective);
     let records = stored.first().map_or(0, |stored| stored.record.range().records());
     let mut trials: Vec<Entry> = stored

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::output::{show, table};
 use super::{connect, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
+use crate::kafka::offsets::Watermarks;
 use crate::kafka::transaction::TransactionalProducer;
 use crate::output::Key;
 use crate::train::record::TrialRecord;
@@ -127,7 +128,9 @@ pub fn rewrite(
 ) -> Result<usize> {
     let mut producer = TransactionalProducer::new(settings, &settings.trial_group(trial), &[])?;
     let place = BTreeMap::from([(trial.to_owned(), partition)]);
-    let output = store::output(settings, &place, Want::Checkpoints)?.remove(trial).unwrap_or_default();
+    let output = store::output(settings, &Watermarks::new(settings)?, &place, Want::Checkpoints)?
+        .remove(trial)
+        .unwrap_or_default();
     let keys: Vec<Key<'_>> = output.keys(trial).into_iter().filter(chosen).collect();
     let mut transaction = producer.begin()?;
     for key in &keys {

@@ -53,7 +53,9 @@ fn base(settings: &Settings) -> ClientConfig {
     let _ = config
         .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
         .set("client.id", &settings.application_id)
-        // A broker that comes back is noticed within a second; the default is ten.
+        // A broker that comes back is noticed within a second; the default is ten. Half of the least pause is also how
+        // long a new client lets its second connection wait.
+        .set("reconnect.backoff.ms", "20")
         .set("reconnect.backoff.max.ms", "1000")
         // Our own default log filter decides what is shown; librdkafka must not repeat itself meanwhile.
         .set("log.connection.close", "false");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
@@ -12,6 +12,32 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::client::{self, LogContext, REQUEST_TIMEOUT};
 use super::error::{code_of, Error, Result};
 use crate::config::Settings;
+
+/// A consumer for one purpose, closed by a thread of its own: rust-rdkafka does it in steps of 100 ms.
+struct Reader(Option<BaseConsumer<LogContext>>);
+
+impl Reader {
+    fn open(config: &ClientConfig) -> Result<Self> {
+        let consumer = BaseConsumer::from_config_and_context(config, LogContext);
+        Ok(Self(Some(consumer.map_err(Error::call("creating a Kafka client"))?)))
+    }
+}
+
+impl std::ops::Deref for Reader {
+    type Target = BaseConsumer<LogContext>;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let consumer = self.0.take();
+        // Where there is no thread to be had, it is closed here.
+        drop(std::thread::Builder::new().name("close-reader".into()).spawn(move || drop(consumer)));
+    }
+}
 
 /// Asks for watermarks under both isolation levels.
 pub struct Watermarks {
@@ -107,6 +133,8 @@ impl Watermarks {
 }
 
 fn watermarks(consumer: &BaseConsumer<LogContext>, topic: &str, partition: i32) -> Result<Extent> {
+    // What librdkafka reports meanwhile waits in the queue of a consumer, and nobody else empties it.
+    while consumer.poll(Duration::ZERO).is_some() {}
     let (start, end) = patiently(REQUEST_TIMEOUT, || consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
         .map_err(Error::call(format!("asking for the watermarks of {topic}/{partition}")))?;
     Ok(Extent { start, end })
@@ -168,9 +196,7 @@ pub fn committed(
     partitions: &[i32],
     bound: Duration,
 ) -> Result<BTreeMap<i32, Committed>> {
-    let consumer = BaseConsumer::from_config_and_context(&client::replay(settings, group, 1), LogContext)
-        .map_err(Error::call("creating a Kafka client"))?;
-    committed_of(&consumer, topic, partitions, bound)
+    committed_of(&*Reader::open(&client::replay(settings, group, 1))?, topic, partitions, bound)
 }
 
 /// [`committed`] through a consumer of that group.
@@ -208,10 +234,7 @@ pub fn committed_of<C: ConsumerContext>(
 /// # Errors
 /// When a client cannot be created from the settings.
 pub fn group_metadata(settings: &Settings, group: &str) -> Result<ConsumerGroupMetadata> {
-    let consumer: BaseConsumer<LogContext> =
-        BaseConsumer::from_config_and_context(&client::replay(settings, group, 1), LogContext)
-            .map_err(Error::call("creating a Kafka client"))?;
-    metadata_of(&consumer)
+    metadata_of(&*Reader::open(&client::replay(settings, group, 1))?)
 }
 
 /// [`group_metadata`] of a consumer without assignment by the group.
@@ -286,8 +309,7 @@ pub fn scan<E: From<Error>>(
         return Ok(());
     }
     let group = format!("{}.scan", settings.application_id);
-    let consumer = BaseConsumer::from_config_and_context(&client::replay(settings, &group, 1), LogContext)
-        .map_err(Error::call("creating a Kafka client"))?;
+    let consumer = Reader::open(&client::replay(settings, &group, 1))?;
     let mut list = TopicPartitionList::new();
     for (&partition, extent) in &open {
         list.add_partition_offset(topic, partition, Offset::Offset(extent.start))

@@ -78,6 +78,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Where to report.
     pub status: Status,
+    /// Where topics end.
+    pub watermarks: Watermarks,
     /// What trials read.
     pub streams: Arc<Streams>,
     /// Which trials compute.
@@ -88,16 +90,20 @@ pub struct Context {
 
 impl Context {
     /// Trials of a pool share streams and turns.
+    ///
+    /// # Errors
+    /// When a client cannot be created from the settings.
     pub fn new(
         settings: Settings,
         topics: TopicSet,
         metrics: Metrics,
         status: Status,
         stop: CancellationToken,
-    ) -> Self {
+    ) -> kafka::Result<Self> {
+        let watermarks = Watermarks::new(&settings)?;
         let streams = Streams::new(&settings, &metrics.train);
         let turns = Turns::new(settings.train.threads());
-        Self { settings, topics, metrics, status, streams, turns, stop }
+        Ok(Self { settings, topics, metrics, status, watermarks, streams, turns, stop })
     }
 }
 
@@ -231,11 +237,10 @@ impl Pool<'_> {
         match rebalance {
             Rebalance::Assigned(partitions) => {
                 fail_point!("train.pool.assigned", |code| Err(kafka::Error::injected(code).into()));
-                let watermarks = Watermarks::new(&self.context.settings)?;
                 let topic = &self.context.topics.trials.name;
                 let positions = partitions
                     .iter()
-                    .map(|&partition| Ok((partition, watermarks.extent(topic, partition)?.start)))
+                    .map(|&partition| Ok((partition, self.context.watermarks.extent(topic, partition)?.start)))
                     .collect::<kafka::Result<Vec<_>>>()?;
                 self.member.take(&positions)?;
                 let state = self.member.lease().hold();

@@ -112,11 +112,11 @@ pub enum Want {
 /// When Kafka fails.
 pub fn output(
     settings: &Settings,
+    watermarks: &Watermarks,
     trials: &BTreeMap<String, i32>,
     want: Want,
 ) -> Result<BTreeMap<String, TrialOutput>> {
     let topic = &settings.topics.output;
-    let watermarks = Watermarks::new(settings)?;
     let extents = watermarks.capture(topic, trials.values().copied())?;
     let mut found: BTreeMap<String, TrialOutput> =
         trials.keys().map(|id| (id.clone(), TrialOutput::default())).collect();

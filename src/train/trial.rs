@@ -187,8 +187,9 @@ fn work(
         )));
     }
     let wanted = BTreeMap::from([(record.trial.clone(), stored.partition)]);
-    let output =
-        store::output(&context.settings, &wanted, Want::Checkpoints)?.remove(&record.trial).unwrap_or_default();
+    let output = store::output(&context.settings, &context.watermarks, &wanted, Want::Checkpoints)?
+        .remove(&record.trial)
+        .unwrap_or_default();
     if let Some(outcome) = output.outcome.clone().filter(|outcome| outcome.attempt == record.attempt) {
         // Published in one transaction with the record of the trial, unless somebody wrote that record again since.
         publisher.publish(ending(record, &outcome))?;
