@@ -94,9 +94,11 @@ impl TransactionalProducer {
         let producer = ThreadedProducer::from_config_and_context(&config, deliveries.clone())
             .map_err(Error::call(format!("creating the producer `{transactional_id}`")))?;
         let timeout = settings.kafka.transaction_timeout;
-        // librdkafka asks for the coordinator at once if it is connected, and else only after half a second. Whatever is
-        // wrong with the cluster, the next call says better.
-        drop(producer.client().fetch_metadata(Some(&settings.topics.trials), client::REQUEST_TIMEOUT.min(timeout)));
+        // librdkafka asks for the coordinator at once if it is connected to a broker that it knows by its number, and else
+        // only after half a second; a watermark comes from such a broker. What is wrong with the cluster, the next call
+        // says.
+        let patience = client::REQUEST_TIMEOUT.min(timeout);
+        drop(producer.client().fetch_watermarks(&settings.topics.trials, 0, patience));
         retried(Instant::now() + timeout + Duration::from_secs(20), || {
             producer
                 .init_transactions(timeout)
