@@ -95,10 +95,12 @@ impl TransactionalProducer {
             .map_err(Error::call(format!("creating the producer `{transactional_id}`")))?;
         let timeout = settings.kafka.transaction_timeout;
         // librdkafka asks for the coordinator at once if it is connected to a broker that it knows by its number, and else
-        // only after half a second; a watermark comes from such a broker. What is wrong with the cluster, the next call
-        // says.
-        let patience = client::REQUEST_TIMEOUT.min(timeout);
-        drop(producer.client().fetch_watermarks(&settings.topics.trials, 0, patience));
+        // only after half a second: metadata tells the numbers, a watermark comes from such a broker. What is wrong with
+        // the cluster, the next call says.
+        let (trials, patience) = (&settings.topics.trials, client::REQUEST_TIMEOUT.min(timeout));
+        if producer.client().fetch_metadata(Some(trials), patience).is_ok() {
+            drop(producer.client().fetch_watermarks(trials, 0, patience));
+        }
         retried(Instant::now() + timeout + Duration::from_secs(20), || {
             producer
                 .init_transactions(timeout)
