@@ -22,7 +22,7 @@ use sweepstream::topology::{Stage, Topology};
 
 use support::features::{fill, matrices, mlps, search, LABELS};
 use support::process::{produce, Running};
-use support::{median, Bench, Figures};
+use support::{cpu_seconds_of, median, Bench, Figures};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -248,20 +248,26 @@ fn beside(bench: &Bench, matrices: &[Vec<u8>], figures: &mut Figures) {
         while process.metric("sweepstream_features_records_total") == 0 {
             std::thread::sleep(Duration::from_millis(20));
         }
+        let id = process.child.id().to_string();
+        let cpu = cpu_seconds_of(&id);
         let (clock, before) = (Instant::now(), process.metric("sweepstream_features_records_total"));
         std::thread::sleep(Duration::from_secs(8));
-        (process.metric("sweepstream_features_records_total") - before) as f64 / clock.elapsed().as_secs_f64()
+        let texts = process.metric("sweepstream_features_records_total") - before;
+        let seconds = clock.elapsed().as_secs_f64();
+        (texts as f64 / seconds, (cpu_seconds_of(&id) - cpu) / seconds)
     };
     let other = bench.settings();
     drop(sweepstream::kafka::topics::Declarations::load(&other).unwrap().ensure(&other, None).unwrap());
     let process = embed(&other);
-    let embedded = texts(&process);
+    let (embedded, cores) = texts(&process);
     let trained = steps_per_second(&topology);
     topology.stop().unwrap();
-    let embedded_alone = texts(&process);
+    let (embedded_alone, cores_alone) = texts(&process);
     drop(process);
     figures.add("embedding on one core, alone", embedded_alone, "texts/s");
+    figures.add("  cores that takes, with reading and committing", cores_alone, "cores");
     figures.add("embedding on one core, 8 trials on the other", embedded, "texts/s");
+    figures.add("  cores that gets", cores, "cores");
     figures.add("of what it is alone", embedded / embedded_alone, "times");
     figures.add("8 trials on one core, alone", trained_alone, "steps/s");
     figures.add("8 trials on one core, embedding on the other", trained, "steps/s");

@@ -83,6 +83,9 @@ fn train(settings: &Settings, records: usize, trials: usize, epochs: usize, proc
     let arguments = ["run", "--stage=train", "-s", "train.parallel=16", "-s", "train.threads=1"];
     let running: Vec<Running> = (0..processes).map(|_| Running::start(settings, &arguments)).collect();
     let sum = |name: &str| running.iter().map(|process| process.value(name)).sum::<f64>();
+    // Until the group is at rest.
+    await_until(|| running.iter().all(|process| process.get("/health/ready").contains("ready")));
+    std::thread::sleep(Duration::from_secs(4));
     let before = loopback_megabytes();
     drop(mlps(settings, trials, epochs));
     let finished = "sweepstream_trials{state=\"finished\"}";

@@ -107,6 +107,9 @@ impl Context {
     }
 }
 
+/// Of the threads of trials; a thread that is not nice gets nine tenths of a core that both want.
+const NICENESS: i32 = 10;
+
 /// Runs the stage until it is stopped or fails. Blocks; belongs on a thread of its own.
 ///
 /// # Errors
@@ -484,6 +487,10 @@ impl Pool<'_> {
             move || stopped.get() != Order::Run,
         );
         let work = move || {
+            // Embedding goes first where both want the same core: somebody waits for it.
+            if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+                tracing::debug!(%error, "trials share cores evenly with everything else");
+            }
             // A panic outside the trial's own computation must still free its place.
             let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 trial::run(&context, &stored, &lease, assignment, &own_control, replay)
