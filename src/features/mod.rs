@@ -5,4 +5,5 @@ pub mod order;
 pub mod range;
 pub mod replay;
 pub mod survey;
+pub mod vector;
 pub mod window;
