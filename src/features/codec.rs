@@ -21,7 +21,7 @@ pub const TRUNCATED_HEADER: &str = "truncated";
 /// XXH3 (64 bits, hexadecimal) of an input's value; nothing counts as empty. Tells whether the record at a source's
 /// offset is still the one that was embedded.
 pub fn source_digest(value: Option<&[u8]>) -> String {
-    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(value.unwrap_or_default()))
+    format!("{:016x}", twox_hash::XxHash3_64::oneshot(value.unwrap_or_default()))
 }
 
 /// Number format of a matrix.
