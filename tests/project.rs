@@ -60,13 +60,14 @@ const LAYERS: [(&str, &[&str]); 14] = [
 ];
 
 /// Functions of their arguments alone: no runtime, no Kafka, no clock, no environment.
-const PURE: [&str; 15] = [
+const PURE: [&str; 16] = [
     "src/input.rs",
     "src/output.rs",
     "src/embed/batch.rs",
     "src/features/codec.rs",
     "src/features/order.rs",
     "src/features/range.rs",
+    "src/features/vector.rs",
     "src/features/window.rs",
     "src/train/batch.rs",
     "src/train/model.rs",

@@ -6,4 +6,5 @@ pub mod range;
 pub mod replay;
 pub mod stream;
 pub mod survey;
+pub mod vector;
 pub mod window;

@@ -1,9 +1,10 @@
 //! A frozen range of the features topic: what it holds, and how that is recognised again. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hasher as _;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::xxhash3_64::Hasher;
 
 use super::codec::{self, MatrixView};
 use crate::config::shortened;
@@ -54,13 +55,13 @@ pub struct Digest(pub u64);
 impl Digest {
     /// Adds a record.
     pub fn update(&mut self, key: Option<&[u8]>, label: Option<&[u8]>, value: &[u8]) {
-        let mut hasher = Xxh3::with_seed(self.0);
+        let mut hasher = Hasher::with_seed(self.0);
         for part in [key, label, Some(value)] {
             let length = part.map_or(u64::MAX, |part| part.len() as u64);
-            hasher.update(&length.to_le_bytes());
-            hasher.update(part.unwrap_or_default());
+            hasher.write(&length.to_le_bytes());
+            hasher.write(part.unwrap_or_default());
         }
-        self.0 = hasher.digest();
+        self.0 = hasher.finish();
     }
 
     /// As stored.
@@ -254,6 +255,28 @@ mod tests {
         assert_eq!(chosen, ["6", "29", "37"]);
         let keyless = Identity { key: None, source: Some(b"29"), partition: 1, ordinal: 2 };
         assert!(keyless.is_validation(10) && !keyless.is_validation(0));
+    }
+
+    /// Positions and checkpoints hold them.
+    #[test]
+    fn a_digest_is_that_of_the_reference_implementation() {
+        // Python's xxhash, each link seeded with the one before: h = xxh3_64(seed=h); each part after its length as 8
+        // bytes, 2**64 - 1 for none.
+        let expected = [
+            0xe61eb0da7f049a6c,
+            0x5de6f1931d50cd94,
+            0x38ea12651aa09e43,
+            0xeaabbd9c5aebdf3f,
+            0xce2cc9e6e71dc072,
+            0xba4aae60d08be8ee,
+            0x60963c6828107feb,
+        ];
+        let mut digest = Digest::default();
+        for (size, expected) in [0_usize, 1, 100, 240, 1000, 1024, 20_000].into_iter().zip(expected) {
+            let value: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            digest.update(Some(b"key"), None, &value);
+            assert_eq!(digest, Digest(expected), "{size} bytes");
+        }
     }
 
     #[test]

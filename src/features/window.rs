@@ -45,8 +45,8 @@ pub struct Window {
     training: Vec<u32>,
     /// Which entries belong to the validation split, in computed order.
     validation: Vec<u32>,
-    /// Room for a mean and a row.
-    room: Vec<f32>,
+    /// Room for a mean.
+    mean: Vec<f32>,
 }
 
 impl Window {
@@ -72,13 +72,12 @@ impl Window {
     /// Adds the mean of a record's first `rows_max` rows, as a matrix of one row in `f32`. What a model makes of it is
     /// the same, bit for bit; the window holds a twentieth, and the record is read once while it is in cache.
     pub fn push_mean(&mut self, matrix: MatrixView<'_>, rows_max: usize, label: Option<u32>, validation: bool) {
-        let mut room = std::mem::take(&mut self.room);
-        room.resize(2 * matrix.dim, 0.0);
-        let (mean, row) = room.split_at_mut(matrix.dim);
-        matrix.mean(rows_max, mean, row);
-        let data = bytemuck::cast_slice(mean);
+        let mut mean = std::mem::take(&mut self.mean);
+        mean.resize(matrix.dim, 0.0);
+        matrix.mean(rows_max, &mut mean);
+        let data = bytemuck::cast_slice(&mean);
         self.push(MatrixView { dtype: Dtype::F32, rows: 1, dim: matrix.dim, data }, 1, label, validation);
-        self.room = room;
+        self.mean = mean;
     }
 
     /// Places of the training records, in computed order.

@@ -111,7 +111,6 @@ pub struct Batcher {
     order: Vec<usize>,
     labels: Vec<Option<u32>>,
     offsets: Vec<usize>,
-    row: Vec<f32>,
 }
 
 impl Batcher {
@@ -126,7 +125,6 @@ impl Batcher {
             order: Vec::new(),
             labels: Vec::new(),
             offsets: Vec::new(),
-            row: vec![0.0; spec.dim],
         })
     }
 
@@ -180,10 +178,9 @@ impl Batcher {
     fn pool(&mut self, records: &[Record<'_>]) -> Result<Vec<Tensor>, BatchError> {
         self.reserve(records.len())?;
         let (dim, rows_max) = (self.spec.dim, self.spec.rows_max);
-        let row = &mut self.row;
         edit(&self.buffer, |buffer| {
             for ((matrix, _), mean) in records.iter().zip(buffer.chunks_exact_mut(dim)) {
-                matrix.mean(rows_max, mean, row);
+                matrix.mean(rows_max, mean);
             }
         })?;
         Ok(vec![self.buffer.narrow(0, 0, records.len())?])

@@ -28,6 +28,8 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::features::vector::vectorized;
+
 /// A setting that is not usable.
 #[derive(Debug, Error, PartialEq)]
 #[error("{setting} must be {expected}, not {found}")]
@@ -290,8 +292,20 @@ impl Factors {
         }
     }
 
+    /// Updates parallel slices of at most [`BLOCK`] elements and gives the sum of the gradient's squares.
+    fn block(&self, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) -> f64 {
+        vectorized(
+            #[inline(always)]
+            || {
+                self.update(values, gradient, first, second);
+                squares_of_block(gradient)
+            },
+        )
+    }
+
     /// The rule over parallel slices. The zips have no bounds to check, so that they become vector
     /// instructions.
+    #[inline(always)]
     fn update(&self, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
         match *self {
             Self::AdamW { keep, beta1, rest1, beta2, rest2, step, root, epsilon } => {
@@ -323,6 +337,7 @@ impl Factors {
     }
 }
 
+#[inline(always)]
 fn normal(value: f32) -> f32 {
     if value.abs() < f32::MIN_POSITIVE {
         0.0
@@ -347,22 +362,25 @@ fn power(base: f64, mut exponent: u64) -> f64 {
 
 /// Sum of squares, in `f64` over blocks summed in 16 lanes of `f32`: always in the same order.
 pub(super) fn sum_of_squares(values: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    let mut sum = 0.0;
-    for block in values.chunks(BLOCK) {
-        let mut lanes = [0.0_f32; LANES];
-        let mut parts = block.chunks_exact(LANES);
-        for part in &mut parts {
-            for (lane, value) in lanes.iter_mut().zip(part) {
-                *lane += value * value;
-            }
-        }
-        for (lane, value) in lanes.iter_mut().zip(parts.remainder()) {
+    vectorized(
+        #[inline(always)]
+        || values.chunks(BLOCK).map(squares_of_block).sum(),
+    )
+}
+
+#[inline(always)]
+fn squares_of_block(values: &[f32]) -> f64 {
+    let mut lanes = [0.0_f32; 16];
+    let (parts, rest) = values.as_chunks::<16>();
+    for part in parts {
+        for (lane, value) in lanes.iter_mut().zip(part) {
             *lane += value * value;
         }
-        sum += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
     }
-    sum
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane += value * value;
+    }
+    lanes.iter().map(|&lane| f64::from(lane)).sum()
 }
 
 /// Elements handled at once: few enough to stay in the first cache between the norm and the update.
@@ -405,9 +423,8 @@ impl InplaceOp2 for Apply<'_> {
             for gradient in gradient.chunks(BLOCK) {
                 let range = at..at + gradient.len();
                 at = range.end;
-                squares += sum_of_squares(gradient);
                 let (first, second) = (part(first, &range), part(second, &range));
-                self.factors.update(&mut values[range], gradient, first, second);
+                squares += self.factors.block(&mut values[range], gradient, first, second);
             }
         }
         self.squares.set(squares);

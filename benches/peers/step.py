@@ -1,0 +1,74 @@
+"""Training steps in PyTorch on one thread, for benches/step.rs.
+
+For each line on its standard input one round of steps with eager and then with fused AdamW (zero_grad, forward, loss,
+backward, update), and a line of JSON with the medians in milliseconds. The models are those of models.py in the
+folder given. The padded inputs are ready beforehand; the lengths come from the caller, one list for each batch.
+"""
+import argparse
+import json
+import statistics
+import sys
+import time
+import types
+
+import torch
+
+CLASSES = 15
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("peers", help="folder with models.py")
+parser.add_argument("model", choices=["autoencoder", "mlp"])
+parser.add_argument("rows_max", type=int)
+parser.add_argument("dim", type=int)
+parser.add_argument("steps", type=int, help="steps of a round, for each of the two")
+parser.add_argument("lengths", type=json.loads, help="[[rows, ...], ...]: of each record of each batch")
+arguments = parser.parse_args()
+
+# The peers' own module of this name wants a Kafka client; the models want two numbers of it.
+common = types.ModuleType("common")
+common.DIM, common.MAX_LEN = arguments.dim, arguments.rows_max
+sys.modules["common"] = common
+sys.path.insert(0, arguments.peers)
+from models import MODELS  # noqa: E402
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+
+
+def batch_of(lengths):
+    lengths = torch.tensor(lengths, dtype=torch.float32)
+    mask = (torch.arange(arguments.rows_max) < lengths.unsqueeze(1)).float()
+    x = torch.randn(len(lengths), arguments.rows_max, arguments.dim) * mask.unsqueeze(2) * 0.1
+    return x, mask, lengths, torch.randint(0, CLASSES, (len(lengths),))
+
+
+class Trainer:
+    def __init__(self, fused):
+        self.model = MODELS[arguments.model](CLASSES)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=fused)
+        self.steps = 0
+
+    def step(self):
+        batch = batches[self.steps % len(batches)]
+        self.steps += 1
+        self.optimizer.zero_grad()
+        loss = self.model.loss(*batch)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def round(self):
+        times = []
+        for _ in range(arguments.steps):
+            started = time.perf_counter()
+            self.step()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times) * 1e3
+
+
+batches = [batch_of(lengths) for lengths in arguments.lengths]
+trainers = {"eager": Trainer(False), "fused": Trainer(True)}
+for trainer in trainers.values():
+    trainer.round()
+for _ in sys.stdin:
+    print(json.dumps({name: trainer.round() for name, trainer in trainers.items()}), flush=True)
