@@ -148,6 +148,21 @@ fn memory(bench: &Bench, matrices: &[Vec<u8>], figures: &mut Figures) {
     figures.add("16 mlp trials in one process: peak memory", process.peak_rss_megabytes(), "MB");
     figures.add("16 mlp trials in one process: replayed", process.value("sweepstream_trial_records_total"), "records");
     figures.add("16 mlp trials in one process: read", process.value("sweepstream_replay_records_total"), "records");
+    drop(process);
+    let settings = bench.settings();
+    fill(&settings, matrices);
+    let text = "name = \"m\"\nmodel = \"autoencoder\"\nlayers = [256, 128]\nepochs = 2";
+    let ids: Vec<String> = search(&settings, text).trials.into_iter().map(|trial| trial.trial).collect();
+    let outcomes = Outcomes::follow(&settings);
+    let process = Running::spawn(&settings, &["run", "--stage=train"]);
+    outcomes.await_all(&ids);
+    let peak = process.peak_rss_megabytes();
+    // 64 rows of 384 numbers: weights and biases there and back; weights and two moments in f32; 64 padded records.
+    let layers = [64 * 384, 256, 128, 256, 64 * 384];
+    let parameters: usize = layers.windows(2).map(|pair| pair[0] * pair[1] + pair[1]).sum();
+    let state = (3 * parameters + 64 * 64 * 384) as f64 * 4.0 / 1024.0 / 1024.0;
+    figures.add("an autoencoder trial, process and all: peak memory", peak, "MB");
+    figures.add("  to its parameters, moments and one batch", peak / state, "times");
 }
 
 /// From the start of a process to the first step of a trial that has a checkpoint.

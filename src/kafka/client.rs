@@ -135,6 +135,8 @@ pub fn transactional_producer(settings: &Settings, transactional_id: &str) -> Cl
     let _ = config
         .set("transactional.id", transactional_id)
         .set("transaction.timeout.ms", settings.kafka.transaction_timeout.as_millis().to_string())
+        // What is sent waits for room here, instead of being copied whole: checkpoints can be large.
+        .set("queue.buffering.max.kbytes", "16384")
         // Messages never outlive their transaction; librdkafka refuses a longer time anyway.
         .set("message.timeout.ms", settings.kafka.transaction_timeout.as_millis().to_string());
     config
