@@ -113,6 +113,17 @@ impl TransactionalProducer {
         Ok(Transaction { owner: self, open: true, topics: Vec::new() })
     }
 
+    /// Waits until nothing is queued. A client that commits while something still is waits in steps of 100 ms, and one
+    /// that aborts has been killed by it (INVALID_TXN_STATE).
+    fn await_delivery(&self) {
+        let deadline = Instant::now() + self.timeout;
+        self.deliveries.await_all(deadline);
+        // The client counts a record until after its report.
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
     /// A dead producer refuses records without saying that it was fenced.
     fn cause(&self, refusal: KafkaError) -> KafkaError {
         let fatal = self.producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code));
@@ -186,6 +197,7 @@ impl Transaction<'_> {
     pub fn commit(mut self) -> Result<()> {
         fail_point!("kafka.transaction.commit", |code| Err(Error::injected(code)));
         let timeout = self.owner.timeout;
+        self.owner.await_delivery();
         let action = format!("committing a transaction over {}", self.topics.join(", "));
         let result = retried(Instant::now() + timeout + Duration::from_secs(5), || {
             self.owner.producer.commit_transaction(timeout).map_err(Error::call(action.as_str()))
@@ -214,8 +226,7 @@ impl Transaction<'_> {
 
     fn take_back(&mut self) -> Result<()> {
         self.open = false;
-        // Aborting while records are still queued has killed producers (INVALID_TXN_STATE).
-        self.owner.deliveries.await_all(self.owner.timeout);
+        self.owner.await_delivery();
         let timeout = self.owner.timeout;
         retried(Instant::now() + timeout, || {
             self.owner.producer.abort_transaction(timeout).map_err(Error::call("aborting a transaction"))
@@ -272,8 +283,7 @@ impl Deliveries {
         let _ = self.0 .1.wait_for(&mut counts, bound);
     }
 
-    fn await_all(&self, bound: Duration) {
-        let deadline = Instant::now() + bound;
+    fn await_all(&self, deadline: Instant) {
         let mut counts = self.0 .0.lock();
         while counts.in_flight > 0 {
             if self.0 .1.wait_until(&mut counts, deadline).timed_out() {
