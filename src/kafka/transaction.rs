@@ -18,7 +18,7 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::client;
@@ -29,11 +29,21 @@ use crate::config::Settings;
 /// `max.message.bytes` of a topic for which nobody has set it.
 pub const DEFAULT_LIMIT_BYTES: usize = 1_048_588;
 
+/// How long the thread that takes delivery reports waits for one. rust-rdkafka's own is a tenth of that, and spins for
+/// the last millisecond of it: a hundredth of a core, always.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Records of a partition that librdkafka has under way at once.
+const RECORDS_UNDER_WAY: usize = 5;
+
 /// A producer that only writes inside transactions.
 pub struct TransactionalProducer {
-    producer: ThreadedProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     deliveries: Deliveries,
     timeout: Duration,
+    batch_bytes: usize,
+    /// Records and bytes queued since nothing was.
+    queued: (usize, usize),
 }
 
 /// A record to be sent.
@@ -86,20 +96,29 @@ impl TransactionalProducer {
     pub fn new(settings: &Settings, transactional_id: &str, limits_bytes: &[usize]) -> Result<Self> {
         let (smallest, largest) = (limits_bytes.iter().min().copied(), limits_bytes.iter().max().copied());
         let (smallest, largest) = (smallest.unwrap_or(DEFAULT_LIMIT_BYTES), largest.unwrap_or(DEFAULT_LIMIT_BYTES));
+        let batch_bytes = smallest.clamp(1, 1_000_000);
         let mut config = client::transactional_producer(settings, transactional_id);
         let _ = config
             .set("message.max.bytes", largest.clamp(1_000, 1_000_000_000).to_string())
-            .set("batch.size", smallest.clamp(1, 1_000_000).to_string());
+            .set("batch.size", batch_bytes.to_string());
         let deliveries = Deliveries::default();
-        let producer = ThreadedProducer::from_config_and_context(&config, deliveries.clone())
+        let producer = BaseProducer::from_config_and_context(&config, deliveries.clone())
+            .map(Arc::new)
             .map_err(Error::call(format!("creating the producer `{transactional_id}`")))?;
+        let polled = Arc::clone(&producer);
+        let poll = move || {
+            while Arc::strong_count(&polled) > 1 {
+                polled.poll(POLL);
+            }
+        };
+        drop(std::thread::Builder::new().name("kafka-deliveries".into()).spawn(poll).expect("threads can be started"));
         let timeout = settings.kafka.transaction_timeout;
         retried(Instant::now() + timeout + Duration::from_secs(20), || {
             producer
                 .init_transactions(timeout)
                 .map_err(Error::call(format!("registering the transactional id `{transactional_id}`")))
         })?;
-        Ok(Self { producer, deliveries, timeout })
+        Ok(Self { producer, deliveries, timeout, batch_bytes, queued: (0, 0) })
     }
 
     /// Opens a transaction.
@@ -109,6 +128,7 @@ impl TransactionalProducer {
     pub fn begin(&mut self) -> Result<Transaction<'_>> {
         fail_point!("kafka.transaction.begin", |code| Err(Error::injected(code)));
         self.deliveries.reset();
+        self.queued = (0, 0);
         self.producer.begin_transaction().map_err(Error::call("beginning a transaction"))?;
         Ok(Transaction { owner: self, open: true, topics: Vec::new() })
     }
@@ -124,6 +144,20 @@ impl TransactionalProducer {
         }
     }
 
+    /// Waits until a record of so many bytes may be queued: as many as make a batch, and those that can be under way.
+    ///
+    /// With more, the client's thread spins until the broker has answered, and takes from inference, trials and broker
+    /// what they need meanwhile.
+    fn make_room(&mut self, bytes: usize, deadline: Instant) {
+        let (records, queued_bytes) = self.queued;
+        if records >= RECORDS_UNDER_WAY && queued_bytes + bytes > self.batch_bytes {
+            self.deliveries.await_all(deadline);
+            self.queued = (0, 0);
+        }
+        self.queued.0 += 1;
+        self.queued.1 += bytes;
+    }
+
     /// A dead producer refuses records without saying that it was fenced.
     fn cause(&self, refusal: KafkaError) -> KafkaError {
         let fatal = self.producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code));
@@ -132,7 +166,7 @@ impl TransactionalProducer {
 }
 
 impl Transaction<'_> {
-    /// Queues a record; a full queue is waited for.
+    /// Queues a record when there is room.
     ///
     /// # Errors
     /// When the client refuses the record.
@@ -148,6 +182,7 @@ impl Transaction<'_> {
         outgoing.key = record.key;
         outgoing.payload = record.value;
         let deadline = Instant::now() + self.owner.timeout;
+        self.owner.make_room(record.batch_bytes(), deadline);
         loop {
             match self.owner.producer.send(outgoing) {
                 Ok(()) => {
