@@ -6,24 +6,48 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use sweepstream::config::Settings;
 use sweepstream::kafka::client;
 
 /// Produces keys, texts and labels.
 pub fn produce(settings: &Settings, records: impl Iterator<Item = (String, String, &'static str)>) {
-    let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> =
-        client::producer(settings).set("linger.ms", "20").create().unwrap();
+    let producer = Producer::of(client::producer(settings).set("linger.ms", "20"), settings);
     for (key, text, label) in records {
+        producer.queue(&key, &text, label);
+    }
+    producer.producer.flush(Duration::from_secs(60)).unwrap();
+}
+
+/// Produces one text after another.
+pub struct Producer {
+    producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext>,
+    topic: String,
+}
+
+impl Producer {
+    pub fn new(settings: &Settings) -> Self {
+        Self::of(&mut client::producer(settings), settings)
+    }
+
+    fn of(config: &mut rdkafka::ClientConfig, settings: &Settings) -> Self {
+        Self { producer: config.create().unwrap(), topic: settings.topics.texts.clone() }
+    }
+
+    /// At once, by the producer's own thread.
+    pub fn send(&self, key: &str, text: &str) {
+        self.queue(key, text, "x");
+    }
+
+    fn queue(&self, key: &str, text: &str, label: &str) {
         let headers =
             rdkafka::message::OwnedHeaders::new().insert(rdkafka::message::Header { key: "label", value: Some(label) });
-        let mut record = BaseRecord::to(&settings.topics.texts).key(&key).payload(&text).headers(headers);
-        while let Err((_, refused)) = producer.send(record) {
+        let mut record = BaseRecord::to(&self.topic).key(key).payload(text).headers(headers);
+        while let Err((_, refused)) = self.producer.send(record) {
             record = refused;
             std::thread::sleep(Duration::from_millis(10));
         }
     }
-    producer.flush(Duration::from_secs(60)).unwrap();
 }
 
 /// The program with these settings.
@@ -53,17 +77,22 @@ pub struct Running {
 impl Running {
     /// Starts it and waits until it is ready.
     pub fn start(settings: &Settings, arguments: &[&str]) -> Self {
+        let running = Self::spawn(settings, arguments);
+        while running.try_get("/health/ready").is_none() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        running
+    }
+
+    /// Starts it.
+    pub fn spawn(settings: &Settings, arguments: &[&str]) -> Self {
         let mut settings = settings.clone();
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
         settings.http.address = Some(address.clone());
         let child = command(&settings, arguments).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
-        let running = Self { child, address };
-        while running.try_get("/health/ready").is_none() {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        running
+        Self { child, address }
     }
 
     fn try_get(&self, path: &str) -> Option<String> {
@@ -79,9 +108,13 @@ impl Running {
     }
 
     pub fn metric(&self, name: &str) -> u64 {
+        self.value(name) as u64
+    }
+
+    pub fn value(&self, name: &str) -> f64 {
         let metrics = self.get("/metrics");
         let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
-        value.unwrap_or(0.0) as u64
+        value.unwrap_or(0.0)
     }
 
     pub fn rss_megabytes(&self) -> f64 {
