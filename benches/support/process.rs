@@ -34,9 +34,9 @@ impl Producer {
         Self { producer: config.create().unwrap(), topic: settings.topics.texts.clone() }
     }
 
+    /// At once, by the producer's own thread.
     pub fn send(&self, key: &str, text: &str) {
         self.queue(key, text, "x");
-        self.producer.flush(Duration::from_secs(60)).unwrap();
     }
 
     fn queue(&self, key: &str, text: &str, label: &str) {

@@ -40,7 +40,6 @@ struct Record {
 
 /// A record that can be embedded.
 struct Text {
-    text: String,
     label: Option<String>,
     id: Option<Vec<u8>>,
     tokenized: Tokenized,

@@ -1,6 +1,7 @@
 //! The source thread: answers the group, takes records, reads and tokenises them, and forms chunks.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,8 @@ use crate::kafka;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
 use crate::kafka::headers;
 
-/// Records taken from one partition before the next has its turn.
-const TURN_RECORDS: usize = 64;
+/// Records taken from one partition before the next has its turn, and before an idle inference thread gets what there is.
+const TURN_RECORDS: usize = 32;
 /// Bytes of input in a chunk, at most (one record may go beyond).
 const CHUNK_BYTES: usize = 16 * 1024 * 1024;
 /// How long the thread sleeps when nothing happens.
@@ -40,6 +41,10 @@ pub(super) struct Source<'c> {
     pending_bytes: usize,
     /// Partitions owned, with the number of the assignment that brought each.
     owned: BTreeMap<i32, u64>,
+    /// Partition that had its turn last.
+    turn: i32,
+    /// Inference threads.
+    sessions: usize,
 }
 
 impl<'c> Source<'c> {
@@ -62,6 +67,8 @@ impl<'c> Source<'c> {
             pending_tokens: 0,
             pending_bytes: 0,
             owned: BTreeMap::new(),
+            turn: -1,
+            sessions: context.settings.embed.sessions_and_threads().0,
         }
     }
 
@@ -168,14 +175,14 @@ impl<'c> Source<'c> {
             && self.pending_bytes < CHUNK_BYTES
     }
 
+    /// A turn of the next partition that has records.
     fn take_records(&mut self) -> Result<bool, Error> {
-        let mut taken = false;
-        let owned: Vec<(i32, u64)> = self.owned.iter().map(|(&partition, &number)| (partition, number)).collect();
+        let after = (Bound::Excluded(self.turn), Bound::Unbounded);
+        let (others, again) = (self.owned.range(after), self.owned.range(..=self.turn));
+        let owned: Vec<(i32, u64)> = others.chain(again).map(|(&partition, &number)| (partition, number)).collect();
         for (partition, assignment) in owned {
-            for _ in 0..TURN_RECORDS {
-                if !self.has_room() {
-                    return Ok(taken);
-                }
+            let mut taken = 0;
+            while taken < TURN_RECORDS && self.has_room() {
                 let record = match self.member.poll_partition(partition) {
                     None => break,
                     Some(Ok(message)) => self.read(&message, assignment)?,
@@ -187,10 +194,14 @@ impl<'c> Source<'c> {
                 self.pending_tokens += tokens(&record);
                 self.pending_bytes += bytes(&record);
                 self.pending.push(record);
-                taken = true;
+                taken += 1;
+            }
+            if taken > 0 {
+                self.turn = partition;
+                return Ok(true);
             }
         }
-        Ok(taken)
+        Ok(false)
     }
 
     fn partition_error(&self, partition: i32, error: KafkaError) -> Result<(), Error> {
@@ -226,7 +237,7 @@ impl<'c> Source<'c> {
                 if tokenized.rows.is_empty() {
                     Err(Invalid::NoWords)
                 } else {
-                    Ok(Text { text: document.text, label: document.label, id: document.id, tokenized })
+                    Ok(Text { label: document.label, id: document.id, tokenized })
                 }
             }
         };
@@ -236,7 +247,7 @@ impl<'c> Source<'c> {
     /// Hands over what has come as soon as an inference thread would soon have nothing to do, or there is enough for
     /// a chunk: the one rule that serves latency and load.
     fn submit(&mut self, jobs: &Sender<Job>, chunks: &Sender<Chunk>) -> Result<bool, Error> {
-        let hungry = jobs.len() < self.context.settings.embed.sessions_and_threads().0;
+        let hungry = jobs.len() < self.sessions;
         let due = hungry || !self.has_room();
         if self.pending.is_empty() || !due || self.in_flight.count() >= CHUNKS_IN_FLIGHT {
             return Ok(false);
@@ -245,7 +256,7 @@ impl<'c> Source<'c> {
         (self.pending_tokens, self.pending_bytes) = (0, 0);
         let embeddable: Vec<(u32, usize)> = (0_u32..)
             .zip(records.iter())
-            .filter_map(|(i, record)| Some((i, record.content.as_ref().ok()?.tokenized.tokens)))
+            .filter_map(|(i, record)| Some((i, record.content.as_ref().ok()?.tokenized.ids.len())))
             .collect();
         let lengths: Vec<usize> = embeddable.iter().map(|&(_, tokens)| tokens).collect();
         let batches = batch::by_length(&lengths, self.context.settings.embed.max_batch_tokens.get());
@@ -291,7 +302,7 @@ fn label<'m>(message: &'m BorrowedMessage<'_>) -> Result<Option<&'m [u8]>, Inval
 }
 
 fn tokens(record: &Record) -> usize {
-    record.content.as_ref().map_or(0, |text| text.tokenized.tokens)
+    record.content.as_ref().map_or(0, |text| text.tokenized.ids.len())
 }
 
 fn bytes(record: &Record) -> usize {

@@ -180,9 +180,9 @@ fn infer(
             .indices
             .iter()
             .filter_map(|&i| job.records[i as usize].content.as_ref().ok())
-            .map(|text| Item { text: &text.text, tokens: text.tokenized.tokens, rows: &text.tokenized.rows })
+            .map(|text| Item { ids: &text.tokenized.ids, rows: &text.tokenized.rows })
             .collect();
-        let longest = items.iter().map(|item| item.tokens).max().unwrap_or(0);
+        let longest = items.iter().map(|item| item.ids.len()).max().unwrap_or(0);
         metrics.batch_tokens.observe((longest * items.len()) as f64);
         let started = Instant::now();
         let matrices = session.embed(&items);

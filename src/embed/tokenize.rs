@@ -1,33 +1,59 @@
-//! Text → how many tokens, and which of them make a row.
+//! Text → tokens, and which of them make a row.
 
 use std::ops::Range;
 
-use tokenizers::{Encoding, Tokenizer};
+use serde_json::Value;
+use tokenizers::{AddedToken, Encoding, Tokenizer, TruncationParams};
 
 use crate::config::Rows;
 
 /// What is known of a text before it is embedded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokenized {
-    /// Tokens after truncation, `[CLS]` and `[SEP]` included.
-    pub tokens: usize,
+    /// Its tokens after truncation, `[CLS]` and `[SEP]` included.
+    pub ids: Vec<u32>,
     /// Token positions that make up each row, in order.
     pub rows: Vec<Range<u32>>,
     /// Were tokens cut off?
     pub truncated: bool,
 }
 
-/// Tokenises as the model will, without padding.
+/// Makes the tokens that the model takes, without padding.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     rows: Rows,
 }
 
 impl TextTokenizer {
-    /// Takes over the model's own tokenizer, truncation included.
-    pub fn new(mut tokenizer: Tokenizer, rows: Rows) -> Self {
+    /// A model's tokenizer, from its files `tokenizer.json` and `special_tokens_map.json`.
+    ///
+    /// # Errors
+    /// What the files lack.
+    pub fn load(
+        tokenizer: impl AsRef<[u8]>,
+        special_tokens: &[u8],
+        max_length: usize,
+        rows: Rows,
+    ) -> Result<Self, String> {
+        let mut tokenizer = Tokenizer::from_bytes(tokenizer).map_err(|error| format!("tokenizer.json: {error}"))?;
+        let named: Value =
+            serde_json::from_slice(special_tokens).map_err(|error| format!("special_tokens_map.json: {error}"))?;
+        for token in named.as_object().into_iter().flat_map(|named| named.values()).filter_map(special_token) {
+            let _ = tokenizer.add_special_tokens([token]).map_err(|error| error.to_string())?;
+        }
+        Self::new(tokenizer, max_length, rows)
+    }
+
+    fn new(mut tokenizer: Tokenizer, max_length: usize, rows: Rows) -> Result<Self, String> {
+        // The files may carry a padding and a truncation of their own.
         let _ = tokenizer.with_padding(None);
-        Self { tokenizer, rows }
+        let truncation = TruncationParams { max_length, ..TruncationParams::default() };
+        let _ = tokenizer.with_truncation(Some(truncation)).map_err(|error| error.to_string())?;
+        let probe = tokenizer.encode("a", true).map_err(|error| error.to_string())?;
+        if probe.get_type_ids().iter().any(|&segment| segment != 0) {
+            return Err("its tokenizer puts a text into a segment other than 0".into());
+        }
+        Ok(Self { tokenizer, rows })
     }
 
     /// Tokenises one text.
@@ -37,11 +63,27 @@ impl TextTokenizer {
     pub fn tokenize(&self, text: &str) -> Result<Tokenized, String> {
         let encoding = self.tokenizer.encode(text, true).map_err(|error| error.to_string())?;
         Ok(Tokenized {
-            tokens: encoding.len(),
+            ids: encoding.get_ids().to_vec(),
             rows: rows(&encoding, self.rows),
             truncated: !encoding.get_overflowing().is_empty(),
         })
     }
+}
+
+/// A special token by its text alone, or with all that makes it one.
+fn special_token(value: &Value) -> Option<AddedToken> {
+    let flag = |name: &str| value.get(name)?.as_bool();
+    Some(match value {
+        Value::String(content) => AddedToken { content: content.clone(), special: true, ..AddedToken::default() },
+        _ => AddedToken {
+            content: value.get("content")?.as_str()?.to_owned(),
+            special: true,
+            single_word: flag("single_word")?,
+            lstrip: flag("lstrip")?,
+            rstrip: flag("rstrip")?,
+            normalized: flag("normalized")?,
+        },
+    })
 }
 
 /// Special tokens belong to no word and make no row; a word's pieces always lie side by side.
@@ -64,7 +106,6 @@ mod tests {
     use tokenizers::models::wordpiece::WordPiece;
     use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
     use tokenizers::processors::bert::BertProcessing;
-    use tokenizers::TruncationParams;
 
     use super::*;
 
@@ -75,9 +116,7 @@ mod tests {
         let mut tokenizer = Tokenizer::new(model);
         let _ = tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
         let _ = tokenizer.with_post_processor(Some(BertProcessing::new(("[SEP]".into(), 2), ("[CLS]".into(), 1))));
-        let truncation = TruncationParams { max_length, ..TruncationParams::default() };
-        let _ = tokenizer.with_truncation(Some(truncation)).unwrap();
-        TextTokenizer::new(tokenizer, rows)
+        TextTokenizer::new(tokenizer, max_length, rows).unwrap()
     }
 
     fn of(rows: Rows, max_length: usize, text: &str) -> Tokenized {
@@ -87,7 +126,8 @@ mod tests {
     #[test]
     fn a_word_row_spans_its_pieces_and_special_tokens_have_none() {
         let found = of(Rows::Word, 16, "lighthouses sea! ?");
-        assert_eq!(found, Tokenized { tokens: 8, rows: vec![1..4, 4..5, 5..6, 6..7], truncated: false });
+        let ids = vec![1, 4, 5, 6, 3, 7, 0, 2];
+        assert_eq!(found, Tokenized { ids, rows: vec![1..4, 4..5, 5..6, 6..7], truncated: false });
     }
 
     #[test]
@@ -104,12 +144,12 @@ mod tests {
     #[test]
     fn a_word_that_is_cut_keeps_the_pieces_left() {
         let found = of(Rows::Word, 5, "sea lighthouses");
-        assert_eq!(found, Tokenized { tokens: 5, rows: vec![1..2, 2..4], truncated: true });
+        assert_eq!(found, Tokenized { ids: vec![1, 3, 4, 5, 2], rows: vec![1..2, 2..4], truncated: true });
         assert!(!of(Rows::Word, 5, "lighthouses").truncated);
     }
 
     #[test]
     fn nothing_to_say_is_no_rows() {
-        assert_eq!(of(Rows::Word, 16, ""), Tokenized { tokens: 2, rows: Vec::new(), truncated: false });
+        assert_eq!(of(Rows::Word, 16, ""), Tokenized { ids: vec![1, 2], rows: Vec::new(), truncated: false });
     }
 }

@@ -2,7 +2,7 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use safetensors::tensor::{Dtype as TensorDtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype as TensorDtype, SafeTensors};
 
 use super::vector::vectorized;
 use crate::config::{shortened, MatrixDtype};
@@ -145,18 +145,59 @@ pub enum Error {
 /// Encodes `rows × dim` numbers. The same numbers give the same bytes.
 pub fn encode(rows: usize, dim: usize, values: &[f32], dtype: Dtype) -> Vec<u8> {
     debug_assert_eq!(rows * dim, values.len());
-    let halves;
-    let (tensor_dtype, bytes): (TensorDtype, &[u8]) = match dtype {
-        Dtype::F16 => {
-            let mut converted = vec![f16::ZERO; values.len()];
-            converted.convert_from_f32_slice(values);
-            halves = converted;
-            (TensorDtype::F16, bytemuck::cast_slice(&halves))
+    let mut encoder = Encoder::new(rows, dim, dtype);
+    encoder.push(values);
+    encoder.finish()
+}
+
+/// Encodes a matrix that comes in pieces, without a copy of the whole.
+pub struct Encoder {
+    bytes: Vec<u8>,
+    /// How many there will be.
+    end: usize,
+    dtype: Dtype,
+}
+
+impl Encoder {
+    /// Begins a matrix of `rows × dim` numbers.
+    pub fn new(rows: usize, dim: usize, dtype: Dtype) -> Self {
+        let size = rows * dim * dtype.bytes();
+        let name = match dtype {
+            Dtype::F16 => "F16",
+            Dtype::F32 => "F32",
+        };
+        // Byte for byte what the safetensors library writes, padding included.
+        let mut header =
+            format!(r#"{{"{TENSOR}":{{"dtype":"{name}","shape":[{rows},{dim}],"data_offsets":[0,{size}]}}}}"#);
+        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+        let end = 8 + header.len() + size;
+        let mut bytes = Vec::with_capacity(end);
+        bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(header.as_bytes());
+        Self { bytes, end, dtype }
+    }
+
+    /// Adds the numbers that come next.
+    pub fn push(&mut self, values: &[f32]) {
+        match self.dtype {
+            Dtype::F16 => {
+                const CHUNK: usize = 512;
+                let mut halves = [f16::ZERO; CHUNK];
+                for values in values.chunks(CHUNK) {
+                    let halves = &mut halves[..values.len()];
+                    halves.convert_from_f32_slice(values);
+                    self.bytes.extend_from_slice(bytemuck::cast_slice(halves));
+                }
+            }
+            Dtype::F32 => self.bytes.extend_from_slice(bytemuck::cast_slice(values)),
         }
-        Dtype::F32 => (TensorDtype::F32, bytemuck::cast_slice(values)),
-    };
-    let view = TensorView::new(tensor_dtype, vec![rows, dim], bytes).expect("shape and bytes agree by construction");
-    safetensors::serialize([(TENSOR, view)], None).expect("one small tensor can be serialized")
+    }
+
+    /// The matrix as bytes.
+    pub fn finish(self) -> Vec<u8> {
+        debug_assert_eq!(self.bytes.len(), self.end);
+        self.bytes
+    }
 }
 
 /// Bytes that [`encode`] gives for a matrix, at most.
@@ -217,7 +258,30 @@ fn number(bytes: &[u8]) -> Option<(usize, &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use safetensors::tensor::TensorView;
+
     use super::*;
+
+    #[test]
+    fn a_matrix_is_written_as_the_library_writes_it() {
+        for (rows, dim) in [(1, 1), (3, 4), (10, 384), (123, 7), (1000, 2)] {
+            let values: Vec<f32> = (0..rows * dim).map(|i| i as f32 * 0.37 - 5.0).collect();
+            let halves: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+            let library = |dtype, bytes| {
+                let view = TensorView::new(dtype, vec![rows, dim], bytes).unwrap();
+                safetensors::serialize([(TENSOR, view)], None).unwrap()
+            };
+            let f16 = library(TensorDtype::F16, bytemuck::cast_slice(&halves));
+            assert_eq!(encode(rows, dim, &values, Dtype::F16), f16);
+            assert_eq!(
+                encode(rows, dim, &values, Dtype::F32),
+                library(TensorDtype::F32, bytemuck::cast_slice(&values))
+            );
+            let mut pieces = Encoder::new(rows, dim, Dtype::F16);
+            values.chunks(dim).for_each(|row| pieces.push(row));
+            assert_eq!(pieces.finish(), f16);
+        }
+    }
 
     #[test]
     fn a_matrix_survives_the_round_trip_in_both_formats() {

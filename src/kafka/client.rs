@@ -135,8 +135,8 @@ pub fn transactional_producer(settings: &Settings, transactional_id: &str) -> Cl
     let _ = config
         .set("transactional.id", transactional_id)
         .set("transaction.timeout.ms", settings.kafka.transaction_timeout.as_millis().to_string())
-        // What is sent waits for room here, instead of being copied whole: checkpoints can be large.
-        .set("queue.buffering.max.kbytes", "16384")
+        // Long enough to queue a batch. Without it the first record of each partition is a request of its own.
+        .set("linger.ms", "1")
         // Messages never outlive their transaction; librdkafka refuses a longer time anyway.
         .set("message.timeout.ms", settings.kafka.transaction_timeout.as_millis().to_string());
     config
@@ -149,7 +149,7 @@ pub fn producer(settings: &Settings) -> ClientConfig {
         .set("enable.idempotence", "true")
         // The partition a Java client would choose for the same key.
         .set("partitioner", "murmur2_random")
-        // Records of a chunk are queued at once; waiting for more only costs latency.
+        // Waiting for more only costs latency.
         .set("linger.ms", "0");
     config
 }

@@ -18,7 +18,7 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::client;
@@ -29,11 +29,21 @@ use crate::config::Settings;
 /// `max.message.bytes` of a topic for which nobody has set it.
 pub const DEFAULT_LIMIT_BYTES: usize = 1_048_588;
 
+/// How long the thread that takes delivery reports waits for one. rust-rdkafka's own is a tenth of that, and spins for
+/// the last millisecond of it: a hundredth of a core, always.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Records of a partition that librdkafka has under way at once.
+const RECORDS_UNDER_WAY: usize = 5;
+
 /// A producer that only writes inside transactions.
 pub struct TransactionalProducer {
-    producer: ThreadedProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     deliveries: Deliveries,
     timeout: Duration,
+    batch_bytes: usize,
+    /// Records and bytes queued since nothing was.
+    queued: (usize, usize),
 }
 
 /// A record to be sent.
@@ -86,13 +96,22 @@ impl TransactionalProducer {
     pub fn new(settings: &Settings, transactional_id: &str, limits_bytes: &[usize]) -> Result<Self> {
         let (smallest, largest) = (limits_bytes.iter().min().copied(), limits_bytes.iter().max().copied());
         let (smallest, largest) = (smallest.unwrap_or(DEFAULT_LIMIT_BYTES), largest.unwrap_or(DEFAULT_LIMIT_BYTES));
+        let batch_bytes = smallest.clamp(1, 1_000_000);
         let mut config = client::transactional_producer(settings, transactional_id);
         let _ = config
             .set("message.max.bytes", largest.clamp(1_000, 1_000_000_000).to_string())
-            .set("batch.size", smallest.clamp(1, 1_000_000).to_string());
+            .set("batch.size", batch_bytes.to_string());
         let deliveries = Deliveries::default();
-        let producer = ThreadedProducer::from_config_and_context(&config, deliveries.clone())
+        let producer = BaseProducer::from_config_and_context(&config, deliveries.clone())
+            .map(Arc::new)
             .map_err(Error::call(format!("creating the producer `{transactional_id}`")))?;
+        let polled = Arc::clone(&producer);
+        let poll = move || {
+            while Arc::strong_count(&polled) > 1 {
+                polled.poll(POLL);
+            }
+        };
+        drop(std::thread::Builder::new().name("kafka-deliveries".into()).spawn(poll).expect("threads can be started"));
         let timeout = settings.kafka.transaction_timeout;
         // librdkafka asks for the coordinator at once if it is connected to a broker that it knows by its number, and else
         // only after half a second: metadata tells the numbers, a watermark comes from such a broker. What is wrong with
@@ -106,7 +125,7 @@ impl TransactionalProducer {
                 .init_transactions(timeout)
                 .map_err(Error::call(format!("registering the transactional id `{transactional_id}`")))
         })?;
-        Ok(Self { producer, deliveries, timeout })
+        Ok(Self { producer, deliveries, timeout, batch_bytes, queued: (0, 0) })
     }
 
     /// Opens a transaction.
@@ -116,8 +135,34 @@ impl TransactionalProducer {
     pub fn begin(&mut self) -> Result<Transaction<'_>> {
         fail_point!("kafka.transaction.begin", |code| Err(Error::injected(code)));
         self.deliveries.reset();
+        self.queued = (0, 0);
         self.producer.begin_transaction().map_err(Error::call("beginning a transaction"))?;
         Ok(Transaction { owner: self, open: true, topics: Vec::new() })
+    }
+
+    /// Waits until nothing is queued. A client that commits while something still is waits in steps of 100 ms, and one
+    /// that aborts has been killed by it (INVALID_TXN_STATE).
+    fn await_delivery(&self) {
+        let deadline = Instant::now() + self.timeout;
+        self.deliveries.await_all(deadline);
+        // The client counts a record until after its report.
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// Waits until a record of so many bytes may be queued: as many as make a batch, and those that can be under way.
+    ///
+    /// With more, the client's thread spins until the broker has answered, and takes from inference, trials and broker
+    /// what they need meanwhile.
+    fn make_room(&mut self, bytes: usize, deadline: Instant) {
+        let (records, queued_bytes) = self.queued;
+        if records >= RECORDS_UNDER_WAY && queued_bytes + bytes > self.batch_bytes {
+            self.deliveries.await_all(deadline);
+            self.queued = (0, 0);
+        }
+        self.queued.0 += 1;
+        self.queued.1 += bytes;
     }
 
     /// A dead producer refuses records without saying that it was fenced.
@@ -128,7 +173,7 @@ impl TransactionalProducer {
 }
 
 impl Transaction<'_> {
-    /// Queues a record; a full queue is waited for.
+    /// Queues a record when there is room.
     ///
     /// # Errors
     /// When the client refuses the record.
@@ -144,6 +189,7 @@ impl Transaction<'_> {
         outgoing.key = record.key;
         outgoing.payload = record.value;
         let deadline = Instant::now() + self.owner.timeout;
+        self.owner.make_room(record.batch_bytes(), deadline);
         loop {
             match self.owner.producer.send(outgoing) {
                 Ok(()) => {
@@ -193,6 +239,7 @@ impl Transaction<'_> {
     pub fn commit(mut self) -> Result<()> {
         fail_point!("kafka.transaction.commit", |code| Err(Error::injected(code)));
         let timeout = self.owner.timeout;
+        self.owner.await_delivery();
         let action = format!("committing a transaction over {}", self.topics.join(", "));
         let result = retried(Instant::now() + timeout + Duration::from_secs(5), || {
             self.owner.producer.commit_transaction(timeout).map_err(Error::call(action.as_str()))
@@ -221,8 +268,7 @@ impl Transaction<'_> {
 
     fn take_back(&mut self) -> Result<()> {
         self.open = false;
-        // Aborting while records are still queued has killed producers (INVALID_TXN_STATE).
-        self.owner.deliveries.await_all(self.owner.timeout);
+        self.owner.await_delivery();
         let timeout = self.owner.timeout;
         retried(Instant::now() + timeout, || {
             self.owner.producer.abort_transaction(timeout).map_err(Error::call("aborting a transaction"))
@@ -279,8 +325,7 @@ impl Deliveries {
         let _ = self.0 .1.wait_for(&mut counts, bound);
     }
 
-    fn await_all(&self, bound: Duration) {
-        let deadline = Instant::now() + bound;
+    fn await_all(&self, deadline: Instant) {
         let mut counts = self.0 .0.lock();
         while counts.in_flight > 0 {
             if self.0 .1.wait_until(&mut counts, deadline).timed_out() {
