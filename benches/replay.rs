@@ -70,7 +70,7 @@ fn compare(
         let _ = black_box(window.records());
     };
     let reader = |reading: &Reading, each: fn(&Window)| {
-        let mut follower = follow(&streams(settings, 128 << 20).0, range, reading.clone());
+        let mut follower = follow(&streams(settings, 64 << 20).0, range, reading.clone());
         megabytes / seconds_of_pass(|| pass(&mut follower, each))
     };
     let mut rates: [Vec<f64>; 4] = Default::default();
@@ -193,7 +193,7 @@ fn sixteen(settings: &Settings, range: &Range, reading: &Reading, figures: &mut 
     const EPOCHS: usize = 6;
     let mut costs = Vec::new();
     for (name, readers, shared_bytes) in
-        [("one reader", 1, 128 << 20), ("16 readers, shared", 16, 128 << 20), ("16 readers, each for itself", 16, 0)]
+        [("one reader", 1, 64 << 20), ("16 readers, shared", 16, 64 << 20), ("16 readers, each for itself", 16, 0)]
     {
         let (streams, metrics) = streams(settings, shared_bytes);
         let (cpu, network) = (cpu_seconds(), loopback_megabytes());

@@ -1,4 +1,4 @@
-//! Training steps on one thread, what a replay does with each record, and the memory of a trial.
+//! Training steps on one thread, and the memory of a trial.
 //!
 //! `cargo bench --bench step`, or with a part of a step's name after `--` only those steps. With `SWEEPSTREAM_PEERS`
 //! naming a folder that has `python/models.py`, PyTorch's steps beside ours, in turns (`SWEEPSTREAM_PEERS_PYTHON` is its
@@ -14,9 +14,6 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use sweepstream::features::codec::{self, Dtype};
-use sweepstream::features::range::Digest;
-use sweepstream::features::vector::vectorized;
-use sweepstream::features::window::Window;
 use sweepstream::train::batch::{Batcher, Record};
 use sweepstream::train::fit::Fit;
 use sweepstream::train::model::{Model, ModelSpec};
@@ -60,7 +57,6 @@ fn main() {
         }
     }
     if only.is_none() {
-        records(&mut figures);
         memory(models[0].0, &models[0].1, &mut figures);
     }
     figures.finish("step");
@@ -221,57 +217,6 @@ impl Drop for Peer {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-/// What a replay does with each record on its way to a window. The records are more than a cache holds; the first
-/// figure is what merely reading them takes.
-fn records(figures: &mut Figures) {
-    let matrices = matrices(&lengths(2_000), 384);
-    let mut window = Window::default();
-    let mut each = |name: &str, pass: &mut dyn FnMut(&[u8])| {
-        let time = |_| {
-            let started = Instant::now();
-            matrices.iter().for_each(|bytes| pass(bytes));
-            started.elapsed().as_secs_f64() * 1e9 / matrices.len() as f64
-        };
-        figures.add(&format!("{name} of a record"), median((0..15).map(time).collect()), "ns");
-    };
-    let clear = |window: &mut Window| {
-        if window.records() == 2_000 {
-            window.clear(0, 384);
-        }
-    };
-    each("read", &mut |bytes| {
-        let words = bytes.as_chunks().0;
-        let sum = vectorized(
-            #[inline(always)]
-            || words.iter().fold(0, |sum, &word| sum ^ u64::from_le_bytes(word)),
-        );
-        let _ = black_box(sum);
-    });
-    each("decode", &mut |bytes| {
-        let _ = black_box(codec::decode(black_box(bytes)).unwrap());
-    });
-    window.clear(0, 384);
-    each("decode and mean", &mut |bytes| {
-        clear(&mut window);
-        window.push_mean(codec::decode(bytes).unwrap(), 64, None, false);
-    });
-    window.clear(0, 384);
-    each("decode and push", &mut |bytes| {
-        clear(&mut window);
-        window.push(codec::decode(bytes).unwrap(), 64, None, false);
-    });
-    let mut digest = Digest::default();
-    each("digest", &mut |bytes| digest.update(Some(b"12345"), Some(b"press"), bytes));
-    window.clear(0, 384);
-    each("decode, digest and mean", &mut |bytes| {
-        clear(&mut window);
-        let matrix = codec::decode(bytes).unwrap();
-        digest.update(Some(b"12345"), Some(b"press"), bytes);
-        window.push_mean(matrix, 64, None, false);
-    });
-    let _ = black_box((digest, window.bytes()));
 }
 
 /// Peak memory of a trial in a process of its own, to its parameters, moments and largest batch.

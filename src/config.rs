@@ -334,7 +334,7 @@ impl Default for Train {
         Self {
             threads: None,
             parallel: None,
-            shared_bytes: 128 * 1024 * 1024,
+            shared_bytes: 64 * 1024 * 1024,
             checkpoint_interval: Duration::from_secs(10),
             validation_cache_bytes: 64 * 1024 * 1024,
             cache_bytes: 0,
