@@ -223,12 +223,18 @@ impl Transaction<'_> {
     pub fn send_offsets(&mut self, offsets: &TopicPartitionList, metadata: &ConsumerGroupMetadata) -> Result<()> {
         fail_point!("kafka.transaction.offsets", |code| Err(Error::injected(code)));
         let timeout = self.owner.timeout;
-        retried(Instant::now() + timeout, || {
-            self.owner
-                .producer
-                .send_offsets_to_transaction(offsets, metadata, timeout)
-                .map_err(Error::call("adding consumer offsets to a transaction"))
-        })
+        let action = format!("adding consumer offsets to a transaction over {}", self.topics.join(", "));
+        let send = || {
+            retried(Instant::now() + timeout, || {
+                let sent = self.owner.producer.send_offsets_to_transaction(offsets, metadata, timeout);
+                sent.map_err(Error::call(action.as_str()))
+            })
+        };
+        match send() {
+            // A record failed meanwhile, so that there is no transaction to add to; the next call is told why.
+            Err(error) if error.code() == Some(RDKafkaErrorCode::State) => send(),
+            result => result,
+        }
     }
 
     /// Makes everything visible.
