@@ -138,8 +138,9 @@ fn late_proof(protocol: GroupProtocol, renewing: bool) {
     let settings = with(quick(settings("proof")), protocol);
     create_topics(&settings);
     let mut config = client::group_member(&settings, &settings.embed_group());
-    // For so long the group waits for the answer to a rebalance.
-    let _ = config.set("max.poll.interval.ms", "3000");
+    // For so long the group waits for the answer to a rebalance, and the client for a poll.
+    let silence = Duration::from_secs(3);
+    let _ = config.set("max.poll.interval.ms", silence.as_millis().to_string());
     let mut member = Member::join(&config, &settings.topics.texts, Wake::default()).unwrap();
     let assigned = await_rebalance(&mut member);
     assert_eq!(assigned, Rebalance::Assigned(vec![0, 1, 2, 3]));
@@ -154,6 +155,7 @@ fn late_proof(protocol: GroupProtocol, renewing: bool) {
         }
     }
     // It stays away until somebody else has all of it.
+    let away = Instant::now();
     let mut owned = Vec::new();
     while owned.len() < 4 {
         if let Rebalance::Assigned(partitions) = await_rebalance(&mut other) {
@@ -177,6 +179,8 @@ fn late_proof(protocol: GroupProtocol, renewing: bool) {
     };
     assert_eq!(class(&metadata(&member)), Err(Class::Stale));
     assert_eq!(class(&metadata(&other)), Ok(()));
+    // Its client looks twice a second whether it was silent for too long: a poll just before would hide that.
+    std::thread::sleep((silence + Duration::from_secs(2)).saturating_sub(away.elapsed()));
     // Where it is told that everything is lost, or stayed silent too long, it owes an answer; closing waits for that.
     eventually("the member is told", || !matches!(member.poll_group(), Ok(None)));
     let (dropped, wait) = std::sync::mpsc::channel();
