@@ -16,6 +16,7 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sweepstream::config::Settings;
 use sweepstream::kafka::client;
+use sweepstream::kafka::topics::Declarations;
 use sweepstream::output::Key;
 use sweepstream::parts::Parts;
 use sweepstream::topology::{Stage, Topology};
@@ -56,6 +57,8 @@ fn wall(bench: &Bench, matrices: &[Vec<u8>], rounds: usize, figures: &mut Figure
     let peers = std::env::var_os("SWEEPSTREAM_PEERS").map(|folder| PathBuf::from(folder).join("python"));
     let mut ours = Vec::new();
     let mut theirs = modes.map(|_| Vec::new());
+    // A broker's first transactions wait for topics of its own.
+    let _ = ours_once(&settings, usize::MAX);
     for _ in 0..rounds {
         ours.push(ours_once(&settings, ours.len()));
         for (mode, found) in modes.iter().zip(&mut theirs) {
@@ -204,6 +207,9 @@ fn scaling(bench: &Bench, matrices: &[Vec<u8>], rounds: usize, figures: &mut Fig
         for (place, (trials, threads)) in [(1, 1), (2, 2), (8, 2)].into_iter().enumerate() {
             let mut settings = settings.clone();
             settings.application_id = format!("{}-{trials}-{round}", settings.application_id);
+            // So that no trial of an earlier case goes on.
+            settings.topics.trials = format!("{}-{trials}-{round}", settings.topics.trials);
+            drop(Declarations::load(&settings).unwrap().ensure(&settings, None).unwrap());
             settings.train.parallel = std::num::NonZeroUsize::new(trials);
             settings.train.threads = std::num::NonZeroUsize::new(threads);
             let topology = autoencoders(&settings, trials);
@@ -272,7 +278,7 @@ fn beside(bench: &Bench, matrices: &[Vec<u8>], figures: &mut Figures) {
         (texts as f64 / seconds, (cpu_seconds_of(&id) - cpu) / seconds)
     };
     let other = bench.settings();
-    drop(sweepstream::kafka::topics::Declarations::load(&other).unwrap().ensure(&other, None).unwrap());
+    drop(Declarations::load(&other).unwrap().ensure(&other, None).unwrap());
     let process = embed(&other);
     let (embedded, cores) = texts(&process);
     let trained = steps_per_second(&topology);
