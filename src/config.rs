@@ -338,7 +338,7 @@ impl Default for Train {
             checkpoint_interval: Duration::from_secs(10),
             validation_cache_bytes: 64 * 1024 * 1024,
             cache_bytes: 0,
-            fetch_bytes_max: nonzero(32 * 1024 * 1024),
+            fetch_bytes_max: nonzero(16 * 1024 * 1024),
         }
     }
 }

@@ -460,12 +460,14 @@ impl Stream {
             if awaited && (roomy || state.read - state.slowest() <= 1) {
                 return Todo::Read(state.buffer());
             }
-            // One window ahead of the quickest, and not into a pass that nobody needs.
+            // One window ahead of the quickest, if there is room or all of several have taken what there is; and not into
+            // a pass that nobody needs.
+            let shared = self.bytes_max > 0 && state.followers.len() > 1 && state.read == state.slowest();
             let ahead = state
                 .followers
                 .values()
                 .any(|following| following.next == state.read && !(following.last_pass && state.next.window == 0));
-            if roomy && ahead {
+            if (roomy || shared) && ahead {
                 return Todo::Read(state.buffer());
             }
             if awaited {
