@@ -20,7 +20,7 @@ use support::{median, own_names, Bench, Figures};
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let at = arguments.iter().position(|argument| argument == "--rounds");
-    let rounds = at.and_then(|at| arguments.get(at + 1)?.parse().ok()).unwrap_or(5);
+    let rounds = at.and_then(|at| arguments.get(at + 1)?.parse().ok()).unwrap_or(3);
     let mut figures = Figures::default();
     let bench = Bench::start();
     for protocol in ["classic", "consumer"] {

@@ -124,8 +124,8 @@ pub fn replay(settings: &Settings, group: &str, partitions: usize) -> ClientConf
         .set("queued.max.messages.kbytes", kbytes.to_string())
         // librdkafka's defaults stall a replay: 500 ms until the end of a partition is reported, and a second
         // whenever its queue was full.
-        .set("fetch.wait.max.ms", "10")
-        .set("fetch.queue.backoff.ms", "10");
+        .set("fetch.wait.max.ms", "3")
+        .set("fetch.queue.backoff.ms", "3");
     config
 }
 
