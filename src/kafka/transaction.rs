@@ -246,6 +246,7 @@ impl Transaction<'_> {
         fail_point!("kafka.transaction.commit", |code| Err(Error::injected(code)));
         let timeout = self.owner.timeout;
         self.owner.await_delivery();
+        fail_point!("kafka.transaction.delivered");
         let action = format!("committing a transaction over {}", self.topics.join(", "));
         let result = retried(Instant::now() + timeout + Duration::from_secs(5), || {
             self.owner.producer.commit_transaction(timeout).map_err(Error::call(action.as_str()))

@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 /// Every point at which the program dies in some test here.
-pub const POINTS: [&str; 29] = [
+pub const POINTS: [&str; 30] = [
     "embed.commit.new_producer",
     "embed.commit.before_begin",
     "embed.commit.after_begin",
@@ -29,6 +29,7 @@ pub const POINTS: [&str; 29] = [
     "kafka.member.take",
     "kafka.member.renew",
     "kafka.member.release",
+    "kafka.transaction.delivered",
     "train.pool.assigned",
     "train.pool.drain",
     "train.pool.serve_group",
@@ -59,7 +60,7 @@ enum By {
 }
 
 /// Points of the embed stage, at which passing it dies, and what leads there.
-const EMBED: [(&str, usize, By); 14] = [
+const EMBED: [(&str, usize, By); 16] = [
     ("embed.commit.new_producer", 1, By::Working),
     ("embed.recover.positions", 1, By::Working),
     ("kafka.member.take", 1, By::Working),
@@ -69,6 +70,8 @@ const EMBED: [(&str, usize, By); 14] = [
     ("embed.commit.after_sends", 3, By::Working),
     ("embed.commit.after_offsets", 1, By::Working),
     ("embed.commit.after_offsets", 3, By::Working),
+    ("kafka.transaction.delivered", 1, By::Working),
+    ("kafka.transaction.delivered", 3, By::Working),
     ("embed.commit.after_commit", 1, By::Working),
     ("embed.commit.after_commit", 3, By::Working),
     ("embed.commit.after_report", 3, By::Working),
@@ -173,7 +176,7 @@ fn embed_dies(point: &str, pass: usize, by: By) {
         }
     }
     await_death(&mut process, point);
-    if point == "embed.commit.after_offsets" {
+    if point == "kafka.transaction.delivered" {
         let features = |isolation| read_as(&settings, &settings.topics.features, isolation).len();
         assert!(features("read_uncommitted") > 0, "it had sent something");
         eventually("readers see whole chunks", || features("read_committed") < features("read_uncommitted"));
