@@ -194,8 +194,8 @@ impl Pool<'_> {
 
     /// Trials checkpoint and end; what does not within the timeout is left to its last checkpoint.
     fn drain(&mut self) {
-        fail_point!("train.pool.drain");
         self.order(|_| true, Order::Yield);
+        fail_point!("train.pool.drain");
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
         while !self.running.is_empty() && Instant::now() < deadline {
             // Rebalances go on meanwhile: a last checkpoint may have to wait for the next assignment.

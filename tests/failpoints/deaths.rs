@@ -245,20 +245,22 @@ fn train_dies(point: &str, pass: usize, by: By) {
     let lab = lab("dies");
     let search = search(&lab);
     let trial = &search.trials[0];
-    // One that is stopped or shares must not be done before.
-    let slow = if by == By::Working { "" } else { ";train.trial.published=1*sleep(2000)" };
-    let mut process = start(&lab.settings, &format!("{point}=die@{pass}{slow}"), &TRAIN_STAGE);
+    // One that is stopped or shares is held, lest it be done before.
+    let go_on = lab.file("go-on");
+    let held = format!("train.pool.drain=tell;train.trial.published=hold@{};", go_on.display());
+    let held = if by == By::Working { "" } else { &held };
+    let mut process = start(&lab.settings, &format!("{held}{point}=die@{pass}"), &TRAIN_STAGE);
     let mut other = None;
-    match by {
-        By::Working => {}
-        By::Stopping => {
-            let _ = process.await_line("trial begins");
-            process.signal("TERM");
-        }
-        By::Sharing => {
-            let _ = process.await_line("trial begins");
+    if by != By::Working {
+        let _ = process.await_line("holds at train.trial.published");
+        if by == By::Sharing {
             other = Some(start(&lab.settings, "", &TRAIN_STAGE));
+            let _ = process.await_line("revoked");
+        } else {
+            process.signal("TERM");
+            let _ = process.await_line("train.pool.drain");
         }
+        std::fs::write(&go_on, "").unwrap();
     }
     await_death(&mut process, point);
     let successor = other.unwrap_or_else(|| start(&lab.settings, "", &TRAIN_STAGE));

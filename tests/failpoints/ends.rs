@@ -30,7 +30,7 @@ pub fn tests() -> Vec<Trial> {
         case("a_member_dropped_in_a_rebalance_does_not_hang_train", train_drops_its_member),
         case("a_commit_that_hangs_does_not_hold_up_the_stop", a_commit_hangs),
         case("a_trial_that_hangs_does_not_hold_up_the_stop", || {
-            train_hangs("train.trial.yield", "left to their last checkpoints");
+            train_hangs("train.trial.published", "left to their last checkpoints");
         }),
         case("a_pool_that_hangs_does_not_hold_up_the_stop", || {
             train_hangs("train.pool.drain", "did not stop in time");
@@ -124,8 +124,7 @@ fn train_hangs(point: &str, message: &str) {
     let mut lab = lab("hangs");
     lab.settings.run.drain_timeout = Duration::from_secs(1);
     let search = search(&lab);
-    let slow = "train.trial.restored=tell;train.trial.published=1*sleep(2000)";
-    let process = start(&lab.settings, &format!("{slow};{point}=pause"), &TRAIN_STAGE);
+    let process = start(&lab.settings, &format!("train.trial.restored=tell;{point}=pause"), &TRAIN_STAGE);
     let _ = process.await_line("passes train.trial.restored");
     assert_stops_in_time(process, lab.settings.run.drain_timeout, message);
     assert_trained_by(start(&lab.settings, "", &TRAIN_STAGE), &lab, &search.trials[0]);
@@ -134,11 +133,14 @@ fn train_hangs(point: &str, message: &str) {
 fn the_group_is_served_while_trials_yield() {
     let lab = lab("served");
     let search = search(&lab);
-    let file = lab.file("go-on");
-    let plan = format!("train.publish.before_begin=tell;train.trial.yield=hold@{}", file.display());
+    let [published, file] = ["published", "go-on"].map(|name| lab.file(name));
+    let (held, yields) = (published.display(), file.display());
+    let plan = format!("train.pool.drain=tell;train.trial.published=hold@{held};train.trial.yield=hold@{yields}");
     let mut first = start(&lab.settings, &plan, &TRAIN_STAGE);
-    let _ = first.await_line("passes train.publish.before_begin");
+    let _ = first.await_line("holds at train.trial.published");
     first.signal("TERM");
+    let _ = first.await_line("passes train.pool.drain");
+    std::fs::write(&published, "").unwrap();
     let _ = first.await_line("holds at train.trial.yield");
     let second = start(&lab.settings, "", &TRAIN_STAGE);
     // Were it not for that, the last checkpoint would be refused: the group has a new generation.
