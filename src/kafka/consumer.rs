@@ -120,8 +120,8 @@ pub struct Member {
     lease: Arc<Lease>,
     wake: Wake,
     assignments: u64,
-    /// A rebalance that waits for its answer.
-    owed: Option<Rebalance>,
+    /// Rebalances that wait for their answers: partitions may be lost while it is asked to give some back.
+    owed: Vec<Rebalance>,
 }
 
 impl Member {
@@ -143,7 +143,7 @@ impl Member {
             lease: Arc::default(),
             wake,
             assignments: 0,
-            owed: None,
+            owed: Vec::new(),
         })
     }
 
@@ -169,7 +169,7 @@ impl Member {
             }
         }
         let rebalance = self.consumer.context().rebalances.lock().pop_front();
-        self.owed = rebalance.clone().or(self.owed.take());
+        self.owed.extend(rebalance.clone());
         Ok(rebalance)
     }
 
@@ -194,7 +194,7 @@ impl Member {
         self.consumer
             .incremental_assign(&list)
             .map_err(Error::call(format!("taking partitions of topic `{}`", self.topic)))?;
-        self.owed = None;
+        self.owed.retain(|owed| !matches!(owed, Rebalance::Assigned(_)));
         self.assignments += 1;
         let number = self.assignments;
         self.lease.change(|state| {
@@ -233,7 +233,10 @@ impl Member {
         self.consumer
             .incremental_unassign(&self.list(partitions))
             .map_err(Error::call(format!("releasing partitions of topic `{}`", self.topic)))?;
-        self.owed = None;
+        self.owed.retain(|owed| match owed {
+            Rebalance::Assigned(_) => true,
+            Rebalance::Revoked(gone) | Rebalance::Lost(gone) => !gone.iter().all(|gone| partitions.contains(gone)),
+        });
         Ok(())
     }
 
@@ -316,16 +319,18 @@ impl Drop for Member {
         self.lease.change(|state| state.partitions.clear());
         // Closing waits for an answer to the last rebalance, and nobody is left to give it but the callback.
         self.consumer.context().leaving.store(true, Ordering::Release);
-        // It waits for the answer that is still owed, too.
-        let answered = match self.owed.take() {
-            Some(Rebalance::Assigned(_)) => self.consumer.incremental_assign(&self.list(&[])),
-            Some(Rebalance::Revoked(gone) | Rebalance::Lost(gone)) => {
-                self.consumer.incremental_unassign(&self.list(&gone))
+        // It waits for the answers that are still owed, too, also to what was not even taken note of.
+        let unseen = std::mem::take(&mut *self.consumer.context().rebalances.lock());
+        for owed in std::mem::take(&mut self.owed).into_iter().chain(unseen) {
+            let answered = match owed {
+                Rebalance::Assigned(_) => self.consumer.incremental_assign(&self.list(&[])),
+                Rebalance::Revoked(gone) | Rebalance::Lost(gone) => {
+                    self.consumer.incremental_unassign(&self.list(&gone))
+                }
+            };
+            if let Err(error) = answered {
+                tracing::debug!(%error, "answering while leaving");
             }
-            None => Ok(()),
-        };
-        if let Err(error) = answered {
-            tracing::debug!(%error, "answering while leaving");
         }
     }
 }
