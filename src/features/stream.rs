@@ -440,11 +440,11 @@ impl Stream {
             state.windows.push_back(Held { window: Arc::new(window), start, after });
             state.read += 1;
             let _ = self.read.notify_all();
-            let (next, again) = (state.next.clone(), state.followers.values().any(|following| !following.last_pass));
+            let again = replay.is_at_end() && state.followers.values().any(|following| !following.last_pass);
             drop(state);
-            // The client fetches from there while the last window is worked on, instead of asking for new records.
-            if again && replay.is_at_end() {
-                replay.seek(&next)?;
+            // The client fetches the next pass while the last window is worked on, instead of asking for new records.
+            if again {
+                replay.seek(&Position::start(&self.range))?;
             }
         }
     }

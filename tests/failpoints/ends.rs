@@ -133,19 +133,22 @@ fn train_hangs(point: &str, message: &str) {
 fn the_group_is_served_while_trials_yield() {
     let lab = lab("served");
     let search = search(&lab);
-    let [published, file] = ["published", "go-on"].map(|name| lab.file(name));
-    let (held, yields) = (published.display(), file.display());
-    let plan = format!("train.pool.drain=tell;train.trial.published=hold@{held};train.trial.yield=hold@{yields}");
+    let [go_on, yield_now] = ["go-on", "yield"].map(|name| lab.file(name));
+    let plan = format!(
+        "train.pool.drain=tell;train.trial.published=hold@{};train.trial.yield=hold@{}",
+        go_on.display(),
+        yield_now.display()
+    );
     let mut first = start(&lab.settings, &plan, &TRAIN_STAGE);
     let _ = first.await_line("holds at train.trial.published");
     first.signal("TERM");
     let _ = first.await_line("passes train.pool.drain");
-    std::fs::write(&published, "").unwrap();
+    std::fs::write(&go_on, "").unwrap();
     let _ = first.await_line("holds at train.trial.yield");
     let second = start(&lab.settings, "", &TRAIN_STAGE);
     // Were it not for that, the last checkpoint would be refused: the group has a new generation.
     let _ = first.await_line("revoked");
-    std::fs::write(&file, "").unwrap();
+    std::fs::write(&yield_now, "").unwrap();
     assert_eq!(first.wait().code(), Some(0), "{}", first.stderr());
     let log = first.stderr();
     assert!(!log.contains("interrupted") && !log.contains("left to their last checkpoints"), "{log}");
