@@ -1,5 +1,9 @@
-//! All Prometheus handles, one struct for each stage. Help texts are what `/metrics` shows.
+//! All Prometheus handles, one struct for each stage. Help texts are what `/metrics` and docs/metrics.md show.
 
+use std::cell::RefCell;
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     exponential_buckets, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry,
@@ -41,10 +45,34 @@ impl TransactionOutcome {
 pub struct Metrics {
     /// Where they are registered.
     pub registry: Registry,
+    /// Of both stages alike.
+    pub stages: Stages,
     /// Of the embed stage.
     pub embed: Embed,
     /// Of the train stage.
     pub train: Train,
+}
+
+/// What a metric is, for docs/metrics.md.
+#[derive(Clone, Debug)]
+pub struct Described {
+    /// As in `/metrics`; a histogram has the suffixes `_bucket`, `_sum` and `_count`.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// Names of its labels.
+    pub labels: Vec<String>,
+    /// What it counts.
+    pub help: String,
+}
+
+/// Metrics of each stage, with the stage as a label.
+#[derive(Clone, Debug)]
+pub struct Stages {
+    /// 1 while the stage is at work, 0 while it waits for Kafka or an assignment.
+    pub ready: IntGaugeVec,
+    /// Times the stage failed and was built anew.
+    pub rebuilds: IntCounterVec,
 }
 
 /// Metrics of the embed stage.
@@ -107,6 +135,8 @@ pub struct Train {
     pub rebalances: IntCounter,
     /// Epoch that a running trial is in.
     pub trial_epoch: IntGaugeVec,
+    /// Optimizer updates of a running trial so far.
+    pub trial_step: IntGaugeVec,
     /// Records of its range that a running trial has still to read in this epoch.
     pub trial_lag: IntGaugeVec,
     /// Last training loss of a running trial.
@@ -119,14 +149,25 @@ impl Metrics {
     /// # Errors
     /// When two metrics share a name: a mistake in this file.
     pub fn new() -> Result<Self, Error> {
-        let registry = Registry::new();
-        let embed = Embed::register(&registry)?;
-        let train = Train::register(&registry)?;
-        let info =
-            IntGaugeVec::new(Opts::new("sweepstream_build_info", "Always 1; the version is a label."), &["version"])?;
-        registry.register(Box::new(info.clone()))?;
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self { registry, embed, train })
+        Ok(Self::described()?.0)
+    }
+
+    /// [`Metrics::new`], and what each of them is.
+    ///
+    /// # Errors
+    /// As [`Metrics::new`].
+    pub fn described() -> Result<(Self, Vec<Described>), Error> {
+        let registrar = Registrar { registry: Registry::new(), described: RefCell::default() };
+        let stages = Stages::register(&registrar)?;
+        let embed = Embed::register(&registrar)?;
+        let train = Train::register(&registrar)?;
+        registrar
+            .gauges("build_info", "Always 1; the version is a label.", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        registrar.process()?;
+        let Registrar { registry, described } = registrar;
+        Ok((Self { registry, stages, embed, train }, described.into_inner()))
     }
 
     /// Everything in Prometheus' text format.
@@ -138,9 +179,21 @@ impl Metrics {
     }
 }
 
+impl Stages {
+    fn register(r: &Registrar) -> Result<Self, Error> {
+        Ok(Self {
+            ready: r.gauges(
+                "stage_ready",
+                "1 while a stage of this process is at work, 0 while it waits for Kafka or for an assignment.",
+                &["stage"],
+            )?,
+            rebuilds: r.counters("stage_rebuilds_total", "Times a stage failed and was built anew.", "stage")?,
+        })
+    }
+}
+
 impl Embed {
-    fn register(registry: &Registry) -> Result<Self, Error> {
-        let r = Registrar(registry);
+    fn register(r: &Registrar) -> Result<Self, Error> {
         let embed = Self {
             records: r.counter("embed_records_total", "Records read from the texts topic.")?,
             features: r.counter("features_records_total", "Matrices committed to the features topic.")?,
@@ -162,17 +215,11 @@ impl Embed {
             )?,
             latency: r
                 .seconds("embed_latency_seconds", "From the input record's timestamp to the commit of its verdict.")?,
-            lag: {
-                let lag = IntGaugeVec::new(
-                    Opts::new(
-                        "sweepstream_consumer_lag_records",
-                        "Last stable offset less committed offset, of partitions this process owns.",
-                    ),
-                    &["topic", "partition"],
-                )?;
-                registry.register(Box::new(lag.clone()))?;
-                lag
-            },
+            lag: r.gauges(
+                "consumer_lag_records",
+                "Last stable offset less committed offset, of partitions this process owns.",
+                &["topic", "partition"],
+            )?,
             rebalances: r
                 .counter("embed_rebalances_total", "Rebalances of the embed group that reached this process.")?,
         };
@@ -184,10 +231,9 @@ impl Embed {
 }
 
 impl Train {
-    fn register(registry: &Registry) -> Result<Self, Error> {
-        let r = Registrar(registry);
+    fn register(r: &Registrar) -> Result<Self, Error> {
         let train = Self {
-            trials: r.gauges("trials", "Trials in the partitions this process owns, by state.", "state")?,
+            trials: r.gauges("trials", "Trials in the partitions this process owns, by state.", &["state"])?,
             epochs: r.counter("trial_epochs_total", "Epochs finished, all trials together.")?,
             steps: r.counter("trial_steps_total", "Optimizer updates, all trials together.")?,
             records: r.counter("trial_records_total", "Records replayed, all trials together.")?,
@@ -195,11 +241,7 @@ impl Train {
                 "replay_records_total",
                 "Records read from the features topic for trials; trials that share a stream read a record once.",
             )?,
-            streams: {
-                let streams = IntGauge::new("sweepstream_replay_streams", "Streams that trials follow.")?;
-                registry.register(Box::new(streams.clone()))?;
-                streams
-            },
+            streams: r.int_gauge("replay_streams", "Streams that trials follow.")?,
             records_per_second: r
                 .gauge("trial_records_per_second", "Records replayed in the last second, all trials together.")?,
             checkpoint_bytes: r.counter("checkpoint_bytes_total", "Bytes of checkpoints committed.")?,
@@ -213,20 +255,20 @@ impl Train {
             transactions: r.counters("output_transactions_total", "Checkpoint transactions, by outcome.", "outcome")?,
             rebalances: r
                 .counter("train_rebalances_total", "Rebalances of the train group that reached this process.")?,
-            trial_epoch: r.gauges("trial_epoch", "Epoch that a running trial is in, from 0.", "trial")?,
+            trial_epoch: r.gauges("trial_epoch", "Epoch that a running trial is in, from 0.", &["trial"])?,
+            trial_step: r.gauges("trial_step", "Optimizer updates of a running trial so far.", &["trial"])?,
             trial_lag: r.gauges(
                 "trial_lag_records",
                 "Records of its range that a running trial has still to read in this epoch.",
-                "trial",
+                &["trial"],
             )?,
-            trial_loss: {
-                let loss = GaugeVec::new(
+            trial_loss: r.add(
+                "gauge",
+                GaugeVec::new(
                     Opts::new("sweepstream_trial_loss", "Training loss of a running trial's last step."),
                     &["trial"],
-                )?;
-                registry.register(Box::new(loss.clone()))?;
-                loss
-            },
+                )?,
+            )?,
         };
         for outcome in TransactionOutcome::ALL {
             train.transactions.with_label_values(&[outcome.label()]).reset();
@@ -238,42 +280,63 @@ impl Train {
     pub fn forget(&self, trial: &str) {
         // Absent series are fine: the trial may have ended before its first step.
         drop(self.trial_epoch.remove_label_values(&[trial]));
+        drop(self.trial_step.remove_label_values(&[trial]));
         drop(self.trial_lag.remove_label_values(&[trial]));
         drop(self.trial_loss.remove_label_values(&[trial]));
     }
 }
 
-struct Registrar<'r>(&'r Registry);
+struct Registrar {
+    registry: Registry,
+    described: RefCell<Vec<Described>>,
+}
 
-impl Registrar<'_> {
+impl Registrar {
+    fn add<C: Collector + Clone + 'static>(&self, kind: &'static str, collector: C) -> Result<C, Error> {
+        self.registry.register(Box::new(collector.clone()))?;
+        self.describe(&collector, |_| kind);
+        Ok(collector)
+    }
+
+    fn describe(&self, collector: &impl Collector, kind: impl Fn(&str) -> &'static str) {
+        self.described.borrow_mut().extend(collector.desc().into_iter().map(|desc| Described {
+            name: desc.fq_name.clone(),
+            kind: kind(&desc.fq_name),
+            labels: desc.variable_labels.clone(),
+            help: desc.help.clone(),
+        }));
+    }
+
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
-        let counter = IntCounter::new(format!("sweepstream_{name}"), help)?;
-        self.0.register(Box::new(counter.clone()))?;
-        Ok(counter)
+        self.add("counter", IntCounter::new(format!("sweepstream_{name}"), help)?)
     }
 
     fn counters(&self, name: &str, help: &str, label: &str) -> Result<IntCounterVec, Error> {
-        let counters = IntCounterVec::new(Opts::new(format!("sweepstream_{name}"), help), &[label])?;
-        self.0.register(Box::new(counters.clone()))?;
-        Ok(counters)
+        self.add("counter", IntCounterVec::new(Opts::new(format!("sweepstream_{name}"), help), &[label])?)
     }
 
     fn gauge(&self, name: &str, help: &str) -> Result<Gauge, Error> {
-        let gauge = Gauge::new(format!("sweepstream_{name}"), help)?;
-        self.0.register(Box::new(gauge.clone()))?;
-        Ok(gauge)
+        self.add("gauge", Gauge::new(format!("sweepstream_{name}"), help)?)
     }
 
-    fn gauges(&self, name: &str, help: &str, label: &str) -> Result<IntGaugeVec, Error> {
-        let gauges = IntGaugeVec::new(Opts::new(format!("sweepstream_{name}"), help), &[label])?;
-        self.0.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
+    fn int_gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
+        self.add("gauge", IntGauge::new(format!("sweepstream_{name}"), help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+        self.add("gauge", IntGaugeVec::new(Opts::new(format!("sweepstream_{name}"), help), labels)?)
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Result<Histogram, Error> {
-        let histogram = Histogram::with_opts(HistogramOpts::new(format!("sweepstream_{name}"), help).buckets(buckets))?;
-        self.0.register(Box::new(histogram.clone()))?;
-        Ok(histogram)
+        let opts = HistogramOpts::new(format!("sweepstream_{name}"), help).buckets(buckets);
+        self.add("histogram", Histogram::with_opts(opts)?)
+    }
+
+    /// Memory, CPU and descriptors of this process, under the names that all Prometheus clients use.
+    fn process(&self) -> Result<(), Error> {
+        let process = ProcessCollector::for_self();
+        self.describe(&process, |name| if name.ends_with("_total") { "counter" } else { "gauge" });
+        self.registry.register(Box::new(process))
     }
 
     /// From a millisecond to about a minute.

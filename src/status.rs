@@ -49,10 +49,10 @@ impl StageStatus {
         }
     }
 
-    /// Not wanted, or at work.
-    pub fn ready(&self) -> bool {
-        !self.wanted.load(Ordering::Acquire)
-            || (self.assigned.load(Ordering::Acquire) && self.connected.load(Ordering::Acquire))
+    /// At work, or not; `None` when the stage is not part of this process.
+    pub fn ready(&self) -> Option<bool> {
+        let wanted = self.wanted.load(Ordering::Acquire);
+        wanted.then(|| self.assigned.load(Ordering::Acquire) && self.connected.load(Ordering::Acquire))
     }
 }
 
@@ -122,6 +122,6 @@ impl Status {
 
     /// Every wanted stage is at work.
     pub fn ready(&self) -> bool {
-        self.0.embed.ready() && self.0.train.ready()
+        [&self.0.embed, &self.0.train].iter().all(|stage| stage.ready().unwrap_or(true))
     }
 }

@@ -201,6 +201,7 @@ impl Topology {
         let (stopped, ended) = (stop.clone(), self.ended.clone());
         let settings = self.settings.clone();
         let rebuilds_max = settings.run.rebuilds_max.get();
+        let counted = self.metrics.stages.rebuilds.with_label_values(&[stage.name()]);
         let work = move || {
             let _ended = ended.drop_guard();
             let mut rebuilds = 0;
@@ -219,6 +220,7 @@ impl Topology {
                     return Ok(());
                 }
                 if away {
+                    counted.inc();
                     tracing::warn!(stage = stage.name(), %error, "stage failed while kafka was away; building it anew");
                     continue;
                 }
@@ -227,6 +229,7 @@ impl Topology {
                     return Err(error.into());
                 }
                 rebuilds += 1;
+                counted.inc();
                 tracing::warn!(stage = stage.name(), %error, rebuilds, rebuilds_max, "stage failed; building it anew");
                 std::thread::sleep(Duration::from_millis(200) * rebuilds);
             }

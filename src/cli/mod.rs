@@ -2,8 +2,10 @@
 
 mod broker;
 mod checkpoint;
+mod completions;
 mod config;
 mod demo;
+mod health;
 mod output;
 mod parts;
 mod produce;
@@ -169,6 +171,10 @@ enum Command {
     Config(config::Arguments),
     /// Show where each part was found
     Parts(parts::Arguments),
+    /// Ask a running process whether it is at work
+    Health(health::Arguments),
+    /// Print a completion script for a shell
+    Completions(completions::Arguments),
 }
 
 /// What every subcommand gets.
@@ -206,6 +212,8 @@ pub fn main() -> Result {
         Command::Topics(arguments) => topics::run(&environment, &arguments),
         Command::Config(arguments) => config::run(&environment, &arguments),
         Command::Parts(arguments) => parts::run(&environment, &arguments),
+        Command::Health(arguments) => health::run(&environment, &arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
     }
 }
 

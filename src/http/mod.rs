@@ -1,6 +1,6 @@
 //! `/metrics`, `/health/live`, `/health/ready` and `/api/trials`.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use axum::extract::State;
 use axum::http::{header, StatusCode};
@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// Where the endpoint is when nothing is set.
-const DEFAULT_PORT: u16 = 9464;
+pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 /// How many ports after the default are tried.
 const PORTS_TRIED: u16 = 100;
 
@@ -98,11 +98,12 @@ impl Server {
 
 fn first_free() -> Result<TcpListener, std::io::Error> {
     let mut last = None;
-    for port in DEFAULT_PORT..=DEFAULT_PORT + PORTS_TRIED {
-        match TcpListener::bind(("127.0.0.1", port)) {
+    let (ip, default_port) = (DEFAULT_ADDRESS.ip(), DEFAULT_ADDRESS.port());
+    for port in default_port..=default_port + PORTS_TRIED {
+        match TcpListener::bind((ip, port)) {
             Ok(listener) => {
-                if port != DEFAULT_PORT {
-                    tracing::info!(port, "port {DEFAULT_PORT} is taken, using the next free one");
+                if port != default_port {
+                    tracing::info!(port, "port {default_port} is taken, using the next free one");
                 }
                 return Ok(listener);
             }
@@ -122,6 +123,11 @@ fn router(shown: Shown) -> Router {
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
+    for (stage, status) in [("embed", shown.status.embed()), ("train", shown.status.train())] {
+        if let Some(ready) = status.ready() {
+            shown.metrics.stages.ready.with_label_values(&[stage]).set(ready.into());
+        }
+    }
     match shown.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

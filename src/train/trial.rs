@@ -688,6 +688,7 @@ impl<'c> Training<'c> {
         let metrics = &self.context.metrics.train;
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         metrics.trial_epoch.with_label_values(&[trial]).set(gauge(progress.epoch));
+        metrics.trial_step.with_label_values(&[trial]).set(gauge(progress.step));
         metrics.trial_lag.with_label_values(&[trial]).set(gauge(total.saturating_sub(records)));
         if let Some(loss) = loss {
             metrics.trial_loss.with_label_values(&[trial]).set(loss);
