@@ -1,5 +1,5 @@
 # `make` lists the targets. ARGS is handed on: make demo ARGS=--keep, make test ARGS='--test broker'.
-.PHONY: help parts build demo test faults check bench bench-compare memory clean-parts
+.PHONY: help parts build demo test faults check docs bench bench-compare memory clean-parts
 .DEFAULT_GOAL := help
 ARGS ?=
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
@@ -36,6 +36,9 @@ check: ## formatting, lints and documentation, warnings as errors
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+docs: ## write the references that are made of the code: docs/settings.md, metrics.md, commands.md, config/sweepstream.toml
+	UPDATE_DOCS=1 cargo test --test reference
 
 bench: ## run the benchmarks and write their figures to a file (ARGS goes to cargo bench)
 	@parts/fetch --check-tools test

@@ -58,17 +58,17 @@ pub enum Error {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Prefix of group and transactional ids; two applications on one cluster need two.
+    /// Prefix of group and transactional ids. Two applications on one cluster need two.
     pub application_id: String,
-    /// How to reach the cluster.
+    /// The cluster and how clients speak to it.
     pub kafka: Kafka,
     /// Topic names, and where their declarations are.
     pub topics: Topics,
     /// What a record of `texts` looks like.
     pub input: Input,
-    /// The embed stage.
+    /// The embed stage: texts → features.
     pub embed: Embed,
-    /// The train stage.
+    /// The train stage: features → output.
     pub train: Train,
     /// Metrics, health and the API.
     pub http: Http,
@@ -100,20 +100,22 @@ impl Default for Settings {
 pub struct Kafka {
     /// `host:port`, several separated by commas.
     pub bootstrap_servers: String,
-    /// `classic` (cooperative-sticky) or `consumer` (KIP-848).
+    /// How members of a group agree on who has what.
     pub group_protocol: GroupProtocol,
-    /// How long a silent member keeps its partitions (classic protocol; KIP-848 takes the broker's).
+    /// How long a silent member keeps its partitions. 1s to 30m; `classic` only, KIP-848 takes the broker's.
     #[serde(with = "humantime_serde")]
     pub session_timeout: Duration,
-    /// How long Kafka waits for the rest of a transaction before it aborts it.
+    /// How long Kafka waits for the rest of a transaction before it aborts it. 2s to 15m.
     #[serde(with = "humantime_serde")]
     pub transaction_timeout: Duration,
-    /// How long a start waits for the cluster before it gives up with exit code 69.
+    /// How long a start waits for the cluster before it ends with exit code 69.
     #[serde(with = "humantime_serde")]
     pub start_timeout: Duration,
-    /// A stable name for this instance (static membership); also makes its transactional id stable.
+    /// A name that this instance keeps over restarts: static membership, and a transactional id that stays the same, so
+    /// that a restart takes over at once. Every instance needs its own. Unset: a new identity at each start.
     pub group_instance_id: Option<String>,
-    /// Any librdkafka property, such as `security.protocol`; `<property>.file` reads the value from a file.
+    /// Any librdkafka property, such as `security.protocol`. `"<property>.file"` reads the value from a file, for
+    /// secrets. Properties that promises rest on (`isolation.level`, `acks` and the like) are refused.
     #[serde(deserialize_with = "flattened_properties")]
     pub properties: BTreeMap<String, String>,
 }
@@ -144,9 +146,9 @@ impl Kafka {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupProtocol {
-    /// Client-side assignment with the cooperative-sticky assignor.
+    /// client-side assignment, cooperative-sticky
     Classic,
-    /// KIP-848: the broker assigns.
+    /// KIP-848, the broker assigns
     Consumer,
 }
 
@@ -154,7 +156,8 @@ pub enum GroupProtocol {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Topics {
-    /// A folder of `*.toml` declarations that replaces the ones compiled in.
+    /// A folder with `texts.toml`, `features.toml`, `dead-letters.toml`, `trials.toml` or `output.toml`; those that are
+    /// there replace the declarations compiled in. Unset: the ones compiled in, as in `topics/`.
     pub dir: Option<PathBuf>,
     /// Input text.
     pub texts: String,
@@ -185,9 +188,9 @@ impl Default for Topics {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InputFormat {
-    /// The value is UTF-8 text; the label is a header.
+    /// the value is UTF-8 text, the label is a header
     Plain,
-    /// The value is a JSON object.
+    /// the value is a JSON object
     Json,
 }
 
@@ -195,13 +198,13 @@ pub enum InputFormat {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Input {
-    /// Never guessed.
+    /// What the value of a record is. Never guessed.
     pub format: InputFormat,
-    /// JSON: the field with the text.
+    /// JSON only: the field with the text. `produce --json` uses the same names.
     pub text_field: String,
-    /// JSON: the field with the label; a `label` header is used where it is absent.
+    /// JSON only: the field with the label; a `label` header is used where it is absent.
     pub label_field: String,
-    /// JSON: the field that becomes the key of a record that has none.
+    /// JSON only: the field that becomes the key of a record without one.
     pub id_field: String,
     /// Longer texts are dead letters.
     pub text_bytes_max: NonZeroUsize,
@@ -223,9 +226,9 @@ impl Default for Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rows {
-    /// The mean of a word's pieces.
+    /// the mean of a word's pieces
     Word,
-    /// One word piece.
+    /// one piece of a word
     Token,
 }
 
@@ -243,9 +246,9 @@ impl Rows {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MatrixDtype {
-    /// Half precision, rounded to nearest even.
+    /// half precision, rounded to nearest even: half the bytes
     F16,
-    /// As the model computes.
+    /// the model's own numbers
     F32,
 }
 
@@ -255,25 +258,28 @@ pub enum MatrixDtype {
 pub struct Embed {
     /// A folder below `models/` of the parts folder.
     pub model: String,
-    /// A folder with `model.onnx` and the tokenizer, instead of one in the parts folder.
+    /// A folder with `model.onnx` and the tokenizer instead; its name is what matrices say they were made by. Not a
+    /// dynamically quantised model. Unset: `model` in the parts folder.
     pub model_dir: Option<PathBuf>,
-    /// What a row is.
+    /// What a row of a matrix stands for.
     pub rows: Rows,
     /// Number format of the rows.
     pub dtype: MatrixDtype,
-    /// Tokens kept of a text, `[CLS]` and `[SEP]` included.
+    /// Tokens kept of a text, [CLS] and [SEP] included; 3 up to the model's positions. The rest is cut, and the record
+    /// says so in its `truncated` header.
     pub max_length: NonZeroUsize,
-    /// Tokens of one inference call, padding included.
+    /// Tokens of one inference call, padding included; at least `max_length`.
     pub max_batch_tokens: NonZeroUsize,
-    /// Texts sorted together and committed together, at most.
+    /// Texts that are sorted and committed together, at most. Three such chunks are under way at once.
     pub chunk_texts: NonZeroUsize,
-    /// Tokens sorted together and committed together, at most.
+    /// Tokens that are sorted and committed together, at most; at least `max_batch_tokens`.
     pub chunk_tokens: NonZeroUsize,
-    /// Inference sessions side by side; the default is one for each core up to two.
+    /// Inference sessions side by side. Unset: one for each core, up to two.
     pub sessions: Option<NonZeroUsize>,
-    /// Threads of each session; the default shares the cores out.
+    /// Threads of each session. Unset: the cores, shared out.
     pub threads: Option<NonZeroUsize>,
-    /// Embed from the log's start when the group's offsets are gone and cannot be recovered.
+    /// Embed from the log's start when the group's offsets are gone and cannot be recovered from the output's headers.
+    /// Writes matrices a second time; better given once, as `run --from-start`.
     pub from_start: bool,
 }
 
@@ -309,23 +315,24 @@ impl Embed {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Train {
-    /// Threads that compute, each for one trial; the default is one for each core.
+    /// Threads that compute, each for one trial. Unset: one for each core.
     pub threads: Option<NonZeroUsize>,
-    /// Trials at once in this process: they take turns on the threads, and share what they read. The default is one for
-    /// each thread, and up to 16 while weights and optimizer state of all of them stay below 1 GiB.
+    /// Trials at once in this process; they take turns on the threads, and share what they read. Unset: one for each
+    /// thread, and up to 16 while weights and optimizer state of all of them stay below 1 GiB.
     pub parallel: Option<NonZeroUsize>,
-    /// Bytes of records that trials of one range hold together, those that are ahead of others; 0 lets each trial read
+    /// Bytes of records that the trials of one range hold together, for those that are behind; 0 lets each trial read
     /// for itself.
     pub shared_bytes: usize,
     /// A trial is checkpointed at least this often, and at the end of each epoch.
     #[serde(with = "humantime_serde")]
     pub checkpoint_interval: Duration,
-    /// Validation records kept in memory between epochs, at most; beyond it they are read again.
+    /// Bytes of validation records that a trial keeps in memory between epochs; if there are more, they are read again
+    /// each time.
     pub validation_cache_bytes: usize,
-    /// Records that a trial keeps in memory between epochs instead of replaying them, at most; 0 keeps none. A range
-    /// that does not fit is replayed each time. For models that read the mean of a text, 1,000 texts take 1.6 MB.
+    /// Bytes of records that a trial keeps in memory between epochs instead of replaying them; 0 keeps none, and a
+    /// range that does not fit is replayed each time. For models that read the mean of a text, 1,000 texts take 1.6 MB.
     pub cache_bytes: usize,
-    /// Bytes librdkafka may hold ready for one trial's reader.
+    /// Bytes that a trial's reader may hold ready, all partitions together.
     pub fetch_bytes_max: NonZeroUsize,
 }
 
@@ -368,7 +375,8 @@ impl Train {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
-    /// `host:port`. Unset: 127.0.0.1:9464, or the next free port.
+    /// `host:port` of /metrics, /health and /api, which have neither TLS nor authentication. Unset: 127.0.0.1:9464, or
+    /// the next free port.
     pub address: Option<String>,
 }
 
@@ -379,7 +387,8 @@ pub struct Run {
     /// How long a stop may take to finish what is in flight.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
-    /// How often a stage that failed is built anew before the process gives up with exit code 70.
+    /// How often a stage that failed is built anew before the process ends with exit code 70; also the attempts that a
+    /// chunk's transaction gets. Ten minutes without failure start the count afresh.
     pub rebuilds_max: NonZeroU32,
 }
 
@@ -393,7 +402,7 @@ impl Default for Run {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// A level, or directives such as `info,rdkafka=debug`.
+    /// A level (error, warn, info, debug, trace, off), or directives such as `info,rdkafka=debug`.
     pub level: String,
 }
 

@@ -307,6 +307,15 @@ impl Objective {
         matches!(self, Self::ValidationAccuracy | Self::ValidationMacroF1)
     }
 
+    /// Is the first value the better one?
+    pub fn better(self, a: f64, b: f64) -> bool {
+        if self.higher_is_better() {
+            a > b
+        } else {
+            a < b
+        }
+    }
+
     /// `Less` when `a` is the better one. Models without the objective (an autoencoder has no accuracy) come after
     /// those with it and are compared by validation loss, then by loss.
     pub fn compare(self, a: &Measurement, b: &Measurement) -> Ordering {

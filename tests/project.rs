@@ -612,7 +612,7 @@ fn every_help_works_and_has_an_example() {
         waiting.extend(subcommands(&ended.stdout).into_iter().map(|name| [path.clone(), vec![name]].concat()));
         seen += 1;
     }
-    assert!(seen >= 22, "{seen} helps");
+    assert!(seen >= 25, "{seen} helps");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::output::{write_out, Progress};
 use super::produce::{produce, Input};
 use super::run::{runtime, Signals};
 use super::search;
-use super::{checkpoint, trials, Environment, Result};
+use super::{checkpoint, plot, trials, Environment, Result};
 use crate::config::Settings;
 use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
 use crate::topology::{Stage, Topology};
@@ -72,14 +72,18 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     let file = folder.join("best.safetensors");
     let exported = checkpoint::export(settings, &trials::find(settings, &best.trial)?)?;
     std::fs::write(&file, exported).with_context(|| format!("writing {}", file.display()))?;
+    let picture = folder.join("search.svg");
+    plot::write(settings, &started.id, &picture, plot::Format::Svg)?;
     let (label, share) = majority(&started);
     write_out(&format!(
         "\n\
          Accuracy is the share of held-out sentences whose genre was found. Always saying `{label}` would give {share:.2};\n\
          a logistic regression on the same mean vectors (scikit-learn) reaches about 0.76.\n\
          Autoencoders have no accuracy: they reconstruct the rows and are ranked by validation loss.\n\
+         The search as a picture, for a browser: {}\n\
          The best trial's parameters: {} (plain safetensors)\n\
          The demo took {:.0} s.",
+        picture.display(),
         file.display(),
         began.elapsed().as_secs_f64()
     ))?;
@@ -93,9 +97,10 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
         "\n\
          {how}\n\
          \x20 export SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS={servers}\n\
-         \x20 sweepstream search show {}\n\
+         \x20 sweepstream search show {0}\n\
+         \x20 sweepstream plot {0} search.png\n\
          \x20 sweepstream trials list\n\
-         \x20 curl http://{}/metrics\n\
+         \x20 curl http://{1}/metrics\n\
          \x20 kcat -b {servers} -C -t output -e -f '%k %h\\n'\n\
          \x20 kafka-consumer-groups.sh --bootstrap-server {servers} --describe --all-groups",
         started.id,

@@ -5,9 +5,11 @@ mod checkpoint;
 mod completions;
 mod config;
 mod demo;
+mod figure;
 mod health;
 mod output;
 mod parts;
+mod plot;
 mod produce;
 mod run;
 mod search;
@@ -163,6 +165,8 @@ enum Command {
     Trials(trials::Arguments),
     /// Export what a trial has learnt
     Checkpoint(checkpoint::Arguments),
+    /// Draw a search: curves, the best so far, results against parameters
+    Plot(plot::Arguments),
     /// Show sources, processors and sinks with their topics and groups
     Topology(topology::Arguments),
     /// Create or verify the topics
@@ -208,6 +212,7 @@ pub fn main() -> Result {
         Command::Search(arguments) => search::run(&environment, arguments),
         Command::Trials(arguments) => trials::run(&environment, arguments),
         Command::Checkpoint(arguments) => checkpoint::run(&environment, arguments),
+        Command::Plot(arguments) => plot::run(&environment, &arguments),
         Command::Topology(arguments) => topology::run(&environment, &arguments),
         Command::Topics(arguments) => topics::run(&environment, &arguments),
         Command::Config(arguments) => config::run(&environment, &arguments),

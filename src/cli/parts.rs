@@ -1,10 +1,12 @@
 //! `parts`: where each part was found.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Serialize;
 
-use super::output::{table, write_out};
+use super::output::{show, table};
 use super::{Environment, Failure, Result};
 use crate::parts::Missing;
 
@@ -13,26 +15,44 @@ use crate::parts::Missing;
 Examples:
   sweepstream parts
   SWEEPSTREAM_PARTS=/opt/parts sweepstream parts
+  sweepstream parts --json | jq -r .parts.onnxruntime
 
 Ends with code 78 when something that `run` needs is missing; `make parts` fetches it.")]
-pub struct Arguments {}
+pub struct Arguments {
+    /// As JSON; what is missing is null
+    #[arg(long)]
+    json: bool,
+}
 
-pub fn run(environment: &Environment, _: &Arguments) -> Result {
+/// Where everything is.
+#[derive(Debug, Serialize)]
+struct Located<'p> {
+    folder: &'p Path,
+    found_by: &'static str,
+    parts: BTreeMap<&'static str, Option<PathBuf>>,
+}
+
+pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     let parts = &environment.parts;
-    let found: [(&str, Result<PathBuf, Missing>); 4] = [
-        ("onnxruntime", parts.onnxruntime()),
-        ("model", parts.model(&environment.settings).map(|files| files.folder)),
-        ("kafka (local broker)", parts.kafka().map(|folder| folder.join("kafka"))),
-        ("corpus (demo)", parts.brown()),
+    let found: [(&str, &str, Result<PathBuf, Missing>); 4] = [
+        ("onnxruntime", "", parts.onnxruntime()),
+        ("model", "", parts.model(&environment.settings).map(|files| files.folder)),
+        ("kafka", " (local broker)", parts.kafka().map(|folder| folder.join("kafka"))),
+        ("corpus", " (demo)", parts.brown()),
     ];
-    let rows: Vec<Vec<String>> = found
-        .iter()
-        .map(|(name, path)| {
-            vec![(*name).to_owned(), path.as_ref().map_or_else(|_| "missing".into(), |path| path.display().to_string())]
-        })
-        .collect();
-    write_out(&format!("parts folder: {} (by {})", parts.folder.display(), parts.found_by))?;
-    write_out(&table(&["part", "path"], &rows))?;
+    let paths = found.iter().map(|(name, _, path)| (*name, path.as_ref().ok().cloned())).collect();
+    let located = Located { folder: &parts.folder, found_by: parts.found_by, parts: paths };
+    show(arguments.json, &located, || {
+        let rows: Vec<Vec<String>> = found
+            .iter()
+            .map(|(name, of, path)| {
+                let path = path.as_ref().map_or_else(|_| "missing".into(), |path| path.display().to_string());
+                vec![format!("{name}{of}"), path]
+            })
+            .collect();
+        let folder = format!("parts folder: {} (by {})", parts.folder.display(), parts.found_by);
+        format!("{folder}\n{}", table(&["part", "path"], &rows))
+    })?;
     let [runtime, model, ..] = found;
-    runtime.1.and(model.1).map(drop).map_err(Failure::from)
+    runtime.2.and(model.2).map(drop).map_err(Failure::from)
 }

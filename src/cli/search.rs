@@ -250,20 +250,38 @@ pub struct Entry {
     pub weights_sha256: Option<String>,
 }
 
+/// The trials of a search, by number, each with its measurements.
+pub struct Results {
+    /// Measurements by epoch and step.
+    pub trials: Vec<(TrialRecord, BTreeMap<(u64, u64), Measurement>)>,
+}
+
 /// Reads a search's results, of running trials, too.
 ///
 /// # Errors
 /// When there is no such search, or Kafka fails.
-pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
+pub fn results(settings: &Settings, id: &str) -> Result<Results> {
     let stored = of_search(settings, id)?;
     let places = stored.iter().map(|stored| (stored.record.trial.clone(), stored.partition)).collect();
     let mut output = store::output(settings, &Watermarks::new(settings)?, &places, Want::Measurements)?;
-    let objective = stored.first().map_or(Objective::Loss, |stored| stored.record.objective);
-    let records = stored.first().map_or(0, |stored| stored.record.range().records());
-    let mut trials: Vec<Entry> = stored
+    let trials = stored.into_iter().map(|Stored { record, .. }| {
+        let measurements = output.remove(&record.trial).unwrap_or_default().measurements;
+        (record, measurements)
+    });
+    Ok(Results { trials: trials.collect() })
+}
+
+/// Ranks a search's trials.
+///
+/// # Errors
+/// As [`results`].
+pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
+    let Results { trials } = results(settings, id)?;
+    let objective = trials.first().map_or(Objective::Loss, |(record, _)| record.objective);
+    let records = trials.first().map_or(0, |(record, _)| record.range().records());
+    let mut trials: Vec<Entry> = trials
         .into_iter()
-        .map(|Stored { record, .. }| {
-            let measured = output.remove(&record.trial).unwrap_or_default().measurements;
+        .map(|(record, measured)| {
             let best = match &record.outcome {
                 Some(outcome) => outcome.best.clone(),
                 None => measured.values().min_by(|a, b| objective.compare(a, b)).cloned(),

@@ -1,8 +1,9 @@
 //! `topics`: create and verify.
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
-use super::output::{table, write_out};
+use super::output::{show, table};
 use super::{connect, Environment, Result};
 use crate::kafka::topics::Declarations;
 
@@ -10,10 +11,14 @@ use crate::kafka::topics::Declarations;
 #[command(after_help = "\
 Examples:
   sweepstream topics create                      creates what is missing, then verifies
-  sweepstream topics verify                      ends with code 78 where a promise could not be kept")]
+  sweepstream topics verify                      ends with code 78 where a promise could not be kept
+  sweepstream topics verify --json | jq '.[].partitions'")]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// As JSON
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,12 +47,34 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     };
     let topics = declarations.verify(settings, None)?;
     let all = [&topics.texts, &topics.features, &topics.dead_letters, &topics.trials, &topics.output];
-    let rows: Vec<Vec<String>> = all
+    let shown: Vec<Shown<'_>> = all
         .iter()
-        .map(|topic| {
-            let state = if created.contains(&topic.name) { "created" } else { "as declared" };
-            vec![topic.name.clone(), topic.partitions.to_string(), topic.message_bytes_max.to_string(), state.into()]
+        .map(|topic| Shown {
+            topic: &topic.name,
+            partitions: topic.partitions,
+            message_bytes_max: topic.message_bytes_max,
+            state: if created.contains(&topic.name) { "created" } else { "as declared" },
         })
         .collect();
-    Ok(write_out(&table(&["topic", "partitions", "max.message.bytes", "state"], &rows))?)
+    let rows = || -> Vec<Vec<String>> {
+        let row = |topic: &Shown<'_>| {
+            vec![
+                topic.topic.into(),
+                topic.partitions.to_string(),
+                topic.message_bytes_max.to_string(),
+                topic.state.into(),
+            ]
+        };
+        shown.iter().map(row).collect()
+    };
+    Ok(show(arguments.json, &shown, || table(&["topic", "partitions", "max.message.bytes", "state"], &rows()))?)
+}
+
+/// A topic as it stands now.
+#[derive(Debug, Serialize)]
+struct Shown<'t> {
+    topic: &'t str,
+    partitions: i32,
+    message_bytes_max: usize,
+    state: &'static str,
 }
