@@ -165,11 +165,15 @@ const LINE_POINTS_MAX: usize = 300;
 const FONT: &str = "sans-serif";
 
 impl Figure {
-    /// As SVG.
+    /// As SVG, in the colours that its viewer prefers.
     ///
     /// # Errors
     /// When plotters cannot draw it.
     pub fn svg(&self) -> Result<String, Error> {
+        self.styled(&dark())
+    }
+
+    fn styled(&self, style: &str) -> Result<String, Error> {
         register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
             .map_err(|_| Error("the font is none".into()))?;
         let width = 2 * MARGIN + COLUMNS as i32 * PANEL.0;
@@ -193,9 +197,8 @@ impl Figure {
         let view = format!("0 0 {} {}", width * UNITS, height * UNITS);
         Ok(format!(
             "<svg width=\"{width}\" height=\"{height}\" viewBox=\"{view}\" xmlns=\"http://www.w3.org/2000/svg\" role=\"img\">\n\
-             <title>{}</title>\n<style>{}</style>{}",
+             <title>{}</title>\n<style>{style}</style>{}",
             escaped(&self.title),
-            dark(),
             &svg[end + 1..]
         ))
     }
@@ -211,7 +214,7 @@ impl Figure {
         let family = fonts.faces().find_map(|face| face.families.first().map(|(name, _)| name.clone()));
         fonts.set_sans_serif_family(family.unwrap_or_default());
         let options = usvg::Options { fontdb: Arc::new(fonts), ..usvg::Options::default() };
-        let tree = usvg::Tree::from_str(&self.svg()?, &options).map_err(Error::of)?;
+        let tree = usvg::Tree::from_str(&self.styled("")?, &options).map_err(Error::of)?;
         let size = tree.size().to_int_size().scale_by(PNG_SCALE).ok_or_else(|| Error("it is empty".into()))?;
         let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height())
             .ok_or_else(|| Error(format!("{} by {} pixels are too many", size.width(), size.height())))?;

@@ -235,7 +235,12 @@ impl<'r> Model<'r> {
 
     fn curves(&self, objective: Objective) -> Panel {
         let series = self.series(Shape::Line, |trial| trial.curve(objective));
-        self.panel(self.title(objective), "epoch".into(), Scale::Linear, objective, series)
+        let last = series.iter().flat_map(|series| &series.points).map(|point| point.0.ceil() as usize).max();
+        let panel = self.panel(self.title(objective), "epoch".into(), Scale::Linear, objective, series);
+        // Few of them: round values would have halves.
+        let x_ticks =
+            last.filter(|last| *last <= TICKS_MAX).map_or_else(Vec::new, |last| (1..=last).map(|e| e as f64).collect());
+        Panel { x_ticks, ..panel }
     }
 
     fn best_so_far(&self) -> Panel {
