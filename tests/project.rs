@@ -218,7 +218,9 @@ fn the_file_map_names_every_file_and_no_other() {
 
 #[test]
 fn links_of_the_documents_lead_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/scaling.md"] {
+    let pages = files("docs").into_iter().filter(|path| path.ends_with(".md"));
+    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].into_iter().map(str::to_owned).chain(pages) {
+        let document = document.as_str();
         let text = read(document);
         for (at, _) in text.match_indices("](") {
             let target = text[at + 2..].split(')').next().unwrap();
@@ -246,24 +248,18 @@ fn the_changelog_names_this_version() {
 }
 
 #[test]
-fn the_readme_lists_every_reason_of_a_dead_letter() {
-    let text = read("README.md");
+fn the_documents_list_every_reason_of_a_dead_letter() {
+    let text = read("docs/input.md");
     for reason in sweepstream::input::Invalid::REASONS {
-        assert!(text.contains(&format!("`{reason}`")), "{reason}");
+        assert!(text.contains(&format!("| `{reason}` |")), "{reason}");
     }
 }
 
 #[test]
-fn the_readme_lists_every_subcommand() {
+fn the_readme_leads_to_every_page() {
     let text = read("README.md");
-    let section = text.split("\n## ").find(|section| section.starts_with("Command line")).unwrap();
-    for command in subcommands(&sweepstream(&["--help"], &[]).stdout) {
-        let nested = subcommands(&sweepstream(&[&command, "--help"], &[]).stdout);
-        let names =
-            if nested.is_empty() { vec![command] } else { nested.iter().map(|n| format!("{command} {n}")).collect() };
-        for name in names {
-            assert!(section.contains(&format!("`{name}")), "{name}");
-        }
+    for page in files("docs").into_iter().filter(|path| path.ends_with(".md")) {
+        assert!(text.contains(&format!("({page})")), "{page}");
     }
 }
 
@@ -309,8 +305,8 @@ fn every_search_file_in_examples_parses() {
 }
 
 #[test]
-fn the_readmes_search_file_parses_and_spans_what_it_says() {
-    let text = read("README.md");
+fn the_documents_search_file_parses_and_spans_what_it_says() {
+    let text = read("docs/searches.md");
     let toml = text.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let search = Search::parse(toml).unwrap();
     assert_eq!(search.trials.len(), 2 * 3 + 2);

@@ -47,7 +47,8 @@ fn key(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
 }
 
 impl Secured {
-    fn start() -> Self {
+    /// What no list of rights names is open to everyone, or to nobody.
+    fn start(everyone: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (store, certificate) = key(folder.path(), "broker");
         // Held all at once, so that they differ.
@@ -68,7 +69,7 @@ impl Secured {
             ),
             ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer".into()),
             ("super.users", "User:ANONYMOUS".into()),
-            ("allow.everyone.if.no.acl.found", "true".into()),
+            ("allow.everyone.if.no.acl.found", everyone.to_string()),
             ("listener.name.secure.ssl.keystore.type", "PKCS12".into()),
             ("listener.name.secure.ssl.keystore.location", store.display().to_string()),
             ("listener.name.secure.ssl.keystore.password", "keystore".into()),
@@ -90,11 +91,11 @@ impl Secured {
         settings
     }
 
-    /// Adds or removes what users may do with a topic.
-    fn acl(&self, topic: &str, arguments: &[&str]) {
+    /// Adds or removes what users may do.
+    fn acl(&self, arguments: &[&str]) {
         let mut tool = Command::new("java");
         let _ = tool.arg("-cp").arg(&self.jars).arg("org.apache.kafka.tools.AclCommand");
-        let _ = tool.args(["--bootstrap-server", self.broker.bootstrap_servers(), "--topic", topic]);
+        let _ = tool.args(["--bootstrap-server", self.broker.bootstrap_servers()]);
         succeeds(tool.args(arguments));
     }
 
@@ -140,16 +141,34 @@ fn assert_hidden(what: &str, texts: &[&str]) {
 
 #[test]
 fn tls_and_passwords() {
-    let secured = Secured::start();
-    the_right_ones_lead_everywhere(&secured);
+    let secured = Secured::start(true);
+    the_right_ones_lead_everywhere(&secured, &secured.settings("secured"));
     wrong_ones_end_the_start_with_their_cause(&secured);
     dead_letters_that_may_not_be_written_stop_the_stage(&secured);
 }
 
-fn the_right_ones_lead_everywhere(secured: &Secured) {
-    let settings = secured.settings("secured");
+/// What docs/operations.md tells an administrator to grant, to a user who may do nothing else.
+#[test]
+fn the_rights_in_the_documents_are_enough() {
+    let secured = Secured::start(false);
+    // Names are those of the document: the defaults.
+    let mut settings = Settings::default();
+    settings.kafka.bootstrap_servers.clone_from(&secured.servers);
+    let document = include_str!("../../docs/operations.md");
+    let mut granted = 0;
+    for line in document.lines().filter_map(|line| line.strip_prefix("acls --")) {
+        let line = format!("--{}", line.split('#').next().unwrap());
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        secured.acl(&[&["--add", "--allow-principal", "User:ali"], arguments.as_slice()].concat());
+        granted += 1;
+    }
+    assert_eq!(granted, 4);
+    the_right_ones_lead_everywhere(&secured, &settings);
+}
+
+fn the_right_ones_lead_everywhere(secured: &Secured, settings: &Settings) {
     let run = |arguments: &[&str]| {
-        let finished = finish(secured.command(&settings, arguments));
+        let finished = finish(secured.command(settings, arguments));
         assert_hidden(&format!("{arguments:?}"), &[&finished.stdout, &finished.stderr]);
         assert_eq!(finished.code, 0, "{arguments:?}: {}", finished.stderr);
         finished.stdout
@@ -162,7 +181,7 @@ fn the_right_ones_lead_everywhere(secured: &Secured) {
 
     let _ = run(&["topics", "create"]);
     let _ = run(&["produce", texts_file.to_str().unwrap()]);
-    let mut process = Process::spawn(secured.command(&settings, &["run"]));
+    let mut process = Process::spawn(secured.command(settings, &["run"]));
     let address = process.http_address();
     let metrics = || get(&address, "/metrics").1;
     eventually("texts are embedded", || metrics().contains("sweepstream_features_records_total 24\n"));
@@ -184,7 +203,7 @@ fn the_right_ones_lead_everywhere(secured: &Secured) {
 
     let file = secured.folder.path().join("password");
     std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
-    let mut from_file = secured.command(&settings, &["topics", "verify"]);
+    let mut from_file = secured.command(settings, &["topics", "verify"]);
     let _ = from_file
         .env_remove("SWEEPSTREAM_KAFKA__PROPERTIES__SASL_PASSWORD")
         .env("SWEEPSTREAM_KAFKA__PROPERTIES__SASL_PASSWORD_FILE", &file);
@@ -253,8 +272,8 @@ fn dead_letters_that_may_not_be_written_stop_the_stage(secured: &Secured) {
     produce(&plain, texts, &[Out::text("before", "waves").to(0)]);
     Progress::of(&plain).await_done(1);
     let deny = ["--deny-principal", "User:ali", "--operation", "Write"];
-    secured.acl(dead, &["--add", "--allow-principal", "User:ali", "--operation", "All"]);
-    secured.acl(dead, &[&["--add"], deny.as_slice()].concat());
+    secured.acl(&["--topic", dead, "--add", "--allow-principal", "User:ali", "--operation", "All"]);
+    secured.acl(&[&["--topic", dead, "--add"], deny.as_slice()].concat());
     produce(&plain, texts, &[Out::text("bad", " ").to(0), Out::text("after", "waves").to(0)]);
     let code = process.wait().code();
     let log = process.stderr();
@@ -263,7 +282,7 @@ fn dead_letters_that_may_not_be_written_stop_the_stage(secured: &Secured) {
     assert!(last.contains(dead.as_str()) && last.contains("authorization failed"), "{last}");
     assert_eq!(committed(&plain, &settings.embed_group(), texts)[&0], 1);
 
-    secured.acl(dead, &[&["--remove", "--force"], deny.as_slice()].concat());
+    secured.acl(&[&["--topic", dead, "--remove", "--force"], deny.as_slice()].concat());
     let process = start();
     Progress::of(&plain).await_done(3);
     assert_one_verdict_each(&plain);
