@@ -612,6 +612,41 @@ fn every_help_works_and_has_an_example() {
 }
 
 #[test]
+fn completions_are_printed_for_each_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ended = sweepstream(&["completions", shell], &[]);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{shell}");
+        assert!(ended.stdout.contains("checkpoint") && ended.stdout.contains("--set"), "{shell}");
+    }
+}
+
+#[test]
+fn nobody_at_the_address_is_not_healthy() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let ended = sweepstream(&["health"], &[("SWEEPSTREAM_HTTP__ADDRESS", &format!("0.0.0.0:{port}"))]);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains(&format!("127.0.0.1:{port}/health/ready does not answer")), "{}", ended.stderr);
+}
+
+#[test]
+fn what_goes_to_a_pipe_has_no_colours() {
+    for arguments in [["--help"].as_slice(), &["parts"], &["nothing"], &["config"]] {
+        let ended = sweepstream(arguments, &[]);
+        assert!(!ended.stdout.contains('\x1b') && !ended.stderr.contains('\x1b'), "{arguments:?}");
+    }
+}
+
+#[test]
+fn parts_are_shown_as_json_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let ended = sweepstream(&["parts", "--json"], &[("SWEEPSTREAM_PARTS", folder.path().to_str().unwrap())]);
+    assert_eq!(ended.code, Some(78));
+    let shown: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(shown["found_by"], "SWEEPSTREAM_PARTS");
+    assert_eq!(shown["parts"]["model"], serde_json::Value::Null);
+}
+
+#[test]
 fn examples_of_the_help_are_command_lines() {
     // clap judges them: what it would refuse ends with its usage message.
     let mut waiting: Vec<Vec<String>> = vec![Vec::new()];

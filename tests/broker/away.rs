@@ -118,6 +118,11 @@ fn goes_and_comes(name: &str, away: fn(&mut Broker), back: fn(&mut Broker)) -> S
     // The transaction that was open has failed for good, and what follows waits.
     let _ = process.await_line("a transaction of the embed stage failed");
     assert_eq!(get(&address, "/health/live").0, 200);
+    let set = format!("http.address={address}");
+    let health = support::sweepstream(&settings, &["-s", &set, "health"]);
+    assert_eq!(health.code, 1);
+    assert!(health.stderr.contains("not ready"), "{}", health.stderr);
+    assert_eq!(support::sweepstream(&settings, &["-s", &set, "health", "--live"]).stdout, "live\n");
     back(&mut broker);
     eventually("it is ready again", || ready(&address));
     progress.await_done(300);

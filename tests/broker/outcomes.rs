@@ -171,6 +171,7 @@ fn a_running_trial_is_shown_and_its_series_end_with_it() {
     let shown = || serde_json::from_str::<Value>(&get(address, "/api/trials")).unwrap();
     let series = [
         format!("sweepstream_trial_epoch{{trial=\"{id}\"}}"),
+        format!("sweepstream_trial_step{{trial=\"{id}\"}}"),
         format!("sweepstream_trial_lag_records{{trial=\"{id}\"}}"),
         format!("sweepstream_trial_loss{{trial=\"{id}\"}}"),
     ];
@@ -186,6 +187,9 @@ fn a_running_trial_is_shown_and_its_series_end_with_it() {
     assert!(trial["measurement"]["loss"].is_number(), "{trial}");
     assert!(get(address, "/metrics").contains("sweepstream_trials{state=\"running\"} 1"));
     assert_eq!(get(address, "/health/ready"), "ready\n");
+    assert!(get(address, "/metrics").contains("sweepstream_stage_ready{stage=\"train\"} 1"));
+    let set = format!("http.address={address}");
+    assert_eq!(lab.command(&["-s", &set, "health"]).stdout, "ready\n");
     assert_eq!(lab.command(&["trials", "stop", id]).code, 0);
     eventually("its series have ended", || {
         let metrics = get(address, "/metrics");
@@ -193,6 +197,31 @@ fn a_running_trial_is_shown_and_its_series_end_with_it() {
     });
     assert_eq!(shown()[id]["state"], "stopped");
     topology.stop().unwrap();
+}
+
+#[test]
+fn a_search_is_drawn_once_it_has_measurements() {
+    let lab = Lab::with_points("drawn", 2, 40);
+    let search = lab.start(&format!("{MLP}epochs = 2\nlearning_rate = [0.01, 0.002]\nobjective = \"validation_accuracy\""));
+    let folder = tempfile::tempdir().unwrap();
+    let plot = |name: &str| {
+        let file = folder.path().join(name);
+        let finished = lab.command(&["plot", &search.id, file.to_str().unwrap()]);
+        (finished, std::fs::read(&file).unwrap_or_default())
+    };
+    let (early, _) = plot("early.svg");
+    assert_eq!(early.code, 1);
+    assert!(early.stderr.contains("no measurements yet"), "{}", early.stderr);
+    lab.train(&[&search]);
+    let (finished, svg) = plot("a.svg");
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    assert!(String::from_utf8(svg).unwrap().contains("learning_rate 0.002"));
+    let (finished, png) = plot("A.PNG");
+    assert_eq!((finished.code, &png[..4]), (0, b"\x89PNG".as_slice()), "{}", finished.stderr);
+    assert!(!finished.stderr.contains("WARN"), "{}", finished.stderr);
+    let (finished, _) = plot("a.pdf");
+    assert_eq!(finished.code, 64);
+    assert!(finished.stderr.contains(".svg or .png"), "{}", finished.stderr);
 }
 
 /// The body of an answer.
