@@ -118,7 +118,7 @@ fn prepared() -> (Lab, String, Transactions) {
     let writer = Transactions::new(&lab.settings);
     writer.send(&topics.features, &[later.clone(), later.clone()]);
     writer.abort();
-    writer.send(&topics.features, &[later.clone()]);
+    writer.send(&topics.features, std::slice::from_ref(&later));
     writer.commit();
     writer.send(&topics.features, &[later]);
     (lab, search.id, writer)
