@@ -153,6 +153,7 @@ fn numbers(line: &str) -> Vec<f64> {
     line.split(' ').filter_map(|word| word.parse().ok()).collect()
 }
 
+/// The one test that may be left out, and says so: [`python`] has the reason.
 #[test]
 fn the_page_about_python_is_a_program_whose_numbers_are_those_of_the_topics() {
     let python = match python() {
