@@ -10,6 +10,7 @@ mod offsets;
 mod outcomes;
 mod ownership;
 mod processes;
+mod python;
 mod range;
 mod resume;
 mod retention;
