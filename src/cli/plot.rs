@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::figure::{short, with_thousands, Figure, Panel, Scale, Section, Series, Shape, Style, HIGHLIGHTS_MAX};
-use super::search::{results, Results};
+use super::search::{results, Measurements, Results};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::Settings;
 use crate::output::{Measurement, Objective};
@@ -110,7 +110,7 @@ struct Trial<'r> {
 }
 
 impl<'r> Trial<'r> {
-    fn new(record: &'r TrialRecord, measurements: &'r BTreeMap<(u64, u64), Measurement>) -> Self {
+    fn new(record: &'r TrialRecord, measurements: &'r Measurements) -> Self {
         let parameters = match serde_json::to_value(&record.parameters) {
             Ok(Value::Object(map)) => map.into_iter().collect(),
             _ => BTreeMap::new(),

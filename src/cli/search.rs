@@ -250,10 +250,13 @@ pub struct Entry {
     pub weights_sha256: Option<String>,
 }
 
-/// The trials of a search, by number, each with its measurements.
+/// Measurements by epoch and step.
+pub type Measurements = BTreeMap<(u64, u64), Measurement>;
+
+/// The trials of a search, by number, each with what it measured.
 pub struct Results {
-    /// Measurements by epoch and step.
-    pub trials: Vec<(TrialRecord, BTreeMap<(u64, u64), Measurement>)>,
+    /// At least one.
+    pub trials: Vec<(TrialRecord, Measurements)>,
 }
 
 /// Reads a search's results, of running trials, too.

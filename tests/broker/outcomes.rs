@@ -202,7 +202,8 @@ fn a_running_trial_is_shown_and_its_series_end_with_it() {
 #[test]
 fn a_search_is_drawn_once_it_has_measurements() {
     let lab = Lab::with_points("drawn", 2, 40);
-    let search = lab.start(&format!("{MLP}epochs = 2\nlearning_rate = [0.01, 0.002]\nobjective = \"validation_accuracy\""));
+    let search =
+        lab.start(&format!("{MLP}epochs = 2\nlearning_rate = [0.01, 0.002]\nobjective = \"validation_accuracy\""));
     let folder = tempfile::tempdir().unwrap();
     let plot = |name: &str| {
         let file = folder.path().join(name);
