@@ -1,12 +1,12 @@
 # `make` lists the targets. ARGS is handed on: make demo ARGS=--keep, make test ARGS='--test broker'.
-.PHONY: help parts build demo test faults check docs bench bench-compare memory clean-parts
+.PHONY: help parts build demo test faults check docs bench bench-compare memory monitoring-check clean-parts
 .DEFAULT_GOAL := help
 ARGS ?=
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
 BENCH_JSON := $(TARGET_DIR)/bench/$(shell date -u +%Y%m%dT%H%M%SZ).json
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 parts: ## fetch Kafka, ONNX Runtime and the embedding model into .local
 	@parts/fetch
@@ -59,6 +59,12 @@ memory: ## resident memory over 200,000 texts and 50 epochs (ARGS goes to the pr
 	@parts/fetch --check-tools test
 	@parts/fetch
 	cargo bench --bench memory -- $(ARGS)
+
+monitoring-check: ## try the Prometheus and Grafana files on the demo: each query has to have data, no alert may fire
+	@parts/fetch --check-tools demo
+	@parts/fetch --corpora
+	cargo build --release
+	@deploy/check-monitoring "$(TARGET_DIR)"/release/sweepstream $(ARGS)
 
 clean-parts: ## remove the fetched parts
 	@parts/fetch --clean
