@@ -16,8 +16,8 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel}
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
-use rdkafka::message::BorrowedMessage;
-use rdkafka::statistics::Statistics;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::statistics::{Partition, Statistics};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
@@ -229,6 +229,7 @@ impl Member {
         });
         for partition in partitions {
             drop(self.queues.remove(partition));
+            let _ = self.consumer.context().polled.lock().remove(partition);
         }
         self.consumer
             .incremental_unassign(&self.list(partitions))
@@ -250,7 +251,11 @@ impl Member {
 
     /// The next record of a partition that is already here; `None` when there is none.
     pub fn poll_partition(&self, partition: i32) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
-        self.queues.get(&partition)?.poll(Duration::ZERO)
+        let polled = self.queues.get(&partition)?.poll(Duration::ZERO)?;
+        if let Ok(message) = &polled {
+            let _ = self.consumer.context().polled.lock().insert(partition, message.offset() + 1);
+        }
+        Some(polled)
     }
 
     /// Offsets committed for partitions; a partition without one is absent from the answer.
@@ -295,15 +300,18 @@ impl Member {
         metadata.ok_or_else(|| Error::no_member(&self.topic))
     }
 
-    /// Last stable offset less committed offset, of each owned partition.
+    /// Last stable offset less committed offset, of each owned partition; 0 when no record is left.
     ///
     /// librdkafka learns the first once a second; until it has, a partition is absent. All are while somebody commits:
     /// that may take long, and whoever polls the group must not wait for it.
     pub fn lag(&self) -> BTreeMap<i32, i64> {
         let Some(state) = self.lease.try_hold() else { return BTreeMap::new() };
-        let ends = self.consumer.context().stable_ends.lock();
-        let lag =
-            |(&partition, &committed): (&i32, &i64)| Some((partition, (ends.get(&partition)? - committed).max(0)));
+        let (ends, polled) = (self.consumer.context().stable_ends.lock(), self.consumer.context().polled.lock());
+        let lag = |(partition, committed): (&i32, &i64)| {
+            let end = ends.get(partition)?;
+            let end = if end.reached { polled.get(partition).copied().unwrap_or(0) } else { end.offset };
+            Some((*partition, (end - committed).max(0)))
+        };
         state.committed.iter().filter_map(lag).collect()
     }
 
@@ -340,7 +348,9 @@ impl Drop for Member {
 struct MemberContext {
     rebalances: Mutex<VecDeque<Rebalance>>,
     leaving: AtomicBool,
-    stable_ends: Mutex<BTreeMap<i32, i64>>,
+    stable_ends: Mutex<BTreeMap<i32, StableEnd>>,
+    /// Partition → offset after the last record that was polled.
+    polled: Mutex<BTreeMap<i32, i64>>,
     disconnected: AtomicBool,
 }
 
@@ -360,7 +370,22 @@ impl ClientContext for MemberContext {
         self.disconnected.store(away, Ordering::Release);
         let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
         let known = partitions.filter(|partition| partition.ls_offset >= 0);
-        *self.stable_ends.lock() = known.map(|partition| (partition.partition, partition.ls_offset)).collect();
+        *self.stable_ends.lock() = known.map(|partition| (partition.partition, StableEnd::of(partition))).collect();
+    }
+}
+
+/// What librdkafka last knew of a partition's end.
+#[derive(Clone, Copy)]
+struct StableEnd {
+    offset: i64,
+    /// Every record before it has been polled; what may follow the last one are markers and aborted records.
+    reached: bool,
+}
+
+impl StableEnd {
+    fn of(partition: &Partition) -> Self {
+        let reached = partition.fetchq_cnt == 0 && partition.next_offset >= partition.ls_offset;
+        Self { offset: partition.ls_offset, reached }
     }
 }
 
