@@ -27,7 +27,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 # The shared libraries that the two load, each where the loader looks for it.
 RUN ldd /image/usr/local/bin/sweepstream /image/usr/local/share/sweepstream/onnxruntime/libonnxruntime.so \
-  | grep -o '/lib[^ ]*\.so[^ :]*' | sort -u | xargs -I FILE cp -L --parents FILE /image
+  | sed -n 's:^\t\(.* => \)\?\(/.*\) (0x.*:\2:p' | sort -u | xargs -I FILE cp -L --parents FILE /image
 
 # Certificates for TLS to brokers, a name for the user, and how names of hosts are looked up. For scanners and lawyers:
 # the release, and the records and licences of the Debian packages that the libraries and certificates are from.
