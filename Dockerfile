@@ -49,11 +49,12 @@ RUN cd /image \
 FROM scratch
 COPY --from=build /image /
 LABEL org.opencontainers.image.title="sweepstream" \
-      org.opencontainers.image.description="Embed a Kafka topic of text once, exactly once, and train many trials from it" \
+      org.opencontainers.image.description="Embeds a Kafka topic of text once, exactly once, and trains many trials" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="https://github.com/sweepstream/sweepstream"
-# The endpoint's default is loopback, and that of a container nobody else reaches.
+# The OpenSSL inside looks for certificates where it was built, unless it is told. The endpoint's default is loopback,
+# and that of a container nobody else reaches.
 ENV PATH=/usr/local/bin \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     SWEEPSTREAM_PARTS=/usr/local/share/sweepstream \
