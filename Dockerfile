@@ -18,10 +18,11 @@ COPY parts parts
 RUN SWEEPSTREAM_PARTS=/image/usr/local/share/sweepstream parts/fetch --stages \
  && find /image '(' -name .stamp -o -name .lock ')' -delete
 
-# The caches outlive the layer, so that a changed source file does not build all dependencies again.
+# The caches outlive the layer, so that a changed source file does not build all dependencies again. One build at a time
+# has them: those of two platforms would write to the same place.
 COPY . .
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    --mount=type=cache,target=/src/target \
+RUN --mount=type=cache,sharing=locked,target=/usr/local/cargo/registry \
+    --mount=type=cache,sharing=locked,target=/src/target \
     CARGO_PROFILE_RELEASE_STRIP=debuginfo cargo build --release --locked \
  && install -D target/release/sweepstream /image/usr/local/bin/sweepstream
 
