@@ -247,7 +247,7 @@ fn prometheus_asks_every_stage_at_the_port_that_the_image_opens() {
     let prometheus: Value = serde_saphyr::from_str(&read("deploy/prometheus/prometheus.yml")).unwrap();
     let discoveries: Vec<&Value> = prometheus["scrape_configs"].as_array().unwrap().iter().flat_map(dns).collect();
     let asked: BTreeSet<&str> = discoveries.iter().flat_map(|dns| strings(&dns["names"])).collect();
-    assert!(discoveries.iter().all(|dns| dns["port"].to_string() == port), "another port than {port}");
+    assert!(discoveries.iter().all(|dns| dns["port"].as_u64() == port.parse().ok()), "another port than {port}");
     let compose = compose();
     let stages: BTreeSet<&str> =
         compose.ours().filter(|(_, service)| service.profiles.is_empty()).map(|(name, _)| name.as_str()).collect();
