@@ -1,5 +1,5 @@
 # `make` lists the targets. ARGS is handed on: make demo ARGS=--keep, make test ARGS='--test broker'.
-.PHONY: help parts build demo test faults check docs bench bench-compare memory monitoring-check clean-parts
+.PHONY: help parts build demo test faults check docs bench bench-compare memory container-check monitoring-check clean-parts
 .DEFAULT_GOAL := help
 ARGS ?=
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
@@ -59,6 +59,9 @@ memory: ## resident memory over 200,000 texts and 50 epochs (ARGS goes to the pr
 	@parts/fetch --check-tools test
 	@parts/fetch
 	cargo bench --bench memory -- $(ARGS)
+
+container-check: ## build the Dockerfile and try the image (as root, on Debian; ARGS='--keep FOLDER' is quicker next time)
+	@deploy/check-container $(ARGS)
 
 monitoring-check: ## try the Prometheus and Grafana files on the demo: each query has to have data, no alert may fire
 	@parts/fetch --check-tools demo

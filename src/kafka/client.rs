@@ -47,6 +47,8 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 #[allow(clippy::disallowed_methods)] // everything else goes through here
 fn base(settings: &Settings) -> ClientConfig {
     let mut config = ClientConfig::new();
+    // The OpenSSL that is built in knows no place of certificates; this looks where distributions have them.
+    let _ = config.set("ssl.ca.location", "probe");
     for (name, value) in &settings.kafka.properties {
         let _ = config.set(name, value);
     }
