@@ -265,7 +265,7 @@ pub struct Embed {
     pub rows: Rows,
     /// Number format of the rows.
     pub dtype: MatrixDtype,
-    /// Tokens kept of a text, [CLS] and [SEP] included; 3 up to the model's positions. The rest is cut, and the record
+    /// Tokens kept of a text, `[CLS]` and `[SEP]` included; 3 up to the model's positions. The rest is cut, and the record
     /// says so in its `truncated` header.
     pub max_length: NonZeroUsize,
     /// Tokens of one inference call, padding included; at least `max_length`.

@@ -234,6 +234,18 @@ fn the_settings_reference_is_what_the_code_says() {
 
 // --- Metrics
 
+/// Where a metric stands.
+fn section(name: &str) -> &'static str {
+    let of = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    if !name.starts_with("sweepstream_") || of(&["_build_", "_stage_"]) {
+        "The process"
+    } else if of(&["_embed_", "_features_", "_dead_letters_", "_consumer_lag_"]) {
+        "The embed stage"
+    } else {
+        "The train stage"
+    }
+}
+
 #[test]
 fn the_metrics_reference_is_what_the_code_says() {
     let (_, mut described) = Metrics::described().unwrap();
@@ -245,31 +257,12 @@ fn the_metrics_reference_is_what_the_code_says() {
          a trial go when it ends, those of a partition when another process takes it.\n\
          [Watching it](operations.md#watching-it) says which of them matter, and which alerts rest on them.\n"
     );
-    let sections: [(&str, fn(&str) -> bool); 3] = [
-        ("The embed stage", |name| {
-            name.contains("_embed_")
-                || name.contains("_features_")
-                || name.contains("dead_letters")
-                || name.contains("_lag_") && !name.contains("_trial_")
-        }),
-        ("The train stage", |name| {
-            name.starts_with("sweepstream_") && !name.contains("_build_") && !name.contains("_stage_")
-        }),
-        ("The process", |_| true),
-    ];
-    for (heading, belongs) in sections {
+    for heading in ["The embed stage", "The train stage", "The process"] {
         text.push_str(&format!("\n## {heading}\n\n| metric | kind | labels | |\n|---|---|---|---|\n"));
-        let (here, rest) = described.into_iter().partition(|metric| belongs(&metric.name));
-        described = rest;
-        for metric in here as Vec<sweepstream::metrics::Described> {
+        for metric in described.iter().filter(|metric| section(&metric.name) == heading) {
             let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
-            text.push_str(&format!(
-                "| `{}` | {} | {} | {} |\n",
-                metric.name,
-                metric.kind,
-                labels.join(", "),
-                metric.help
-            ));
+            let (name, kind, labels) = (&metric.name, metric.kind, labels.join(", "));
+            text.push_str(&format!("| `{name}` | {kind} | {labels} | {} |\n", metric.help));
         }
     }
     expect("docs/metrics.md", &text);
