@@ -247,7 +247,7 @@ fn start_logging(settings: &Settings) -> Result {
         .with_env_filter(filter)
         .with_writer(|| output::LogWriter)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()));
     // A second subscriber can only exist in tests.
     drop(builder.try_init());
     Ok(())
