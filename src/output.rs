@@ -331,6 +331,14 @@ impl Objective {
         }
         Ordering::Equal
     }
+
+    /// [`Objective::compare`] of what trials have reached; those without a measurement come last.
+    pub fn compare_best(self, a: Option<&Measurement>, b: Option<&Measurement>) -> Ordering {
+        match (a, b) {
+            (Some(a), Some(b)) => self.compare(a, b),
+            (a, b) => b.is_some().cmp(&a.is_some()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -183,8 +183,8 @@ impl Figure {
             let size = ((width * UNITS) as u32, (height * UNITS) as u32);
             let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
             area.fill(&PAPER.0).map_err(Error::of)?;
-            text(&area, &self.title, (MARGIN, 18), 20, INK.0, HPos::Left)?;
-            text(&area, &self.subtitle, (MARGIN, 46), 14, QUIET.0, HPos::Left)?;
+            text(&area, &self.title, (MARGIN, 18), 20, INK.0)?;
+            text(&area, &self.subtitle, (MARGIN, 46), 14, QUIET.0)?;
             let mut top = HEADER;
             for section in &self.sections {
                 section.draw(&area, top)?;
@@ -235,7 +235,7 @@ impl Section {
     }
 
     fn draw(&self, area: &Area<'_>, top: i32) -> Result<(), Error> {
-        text(area, &self.heading, (MARGIN, top + 8), 16, INK.0, HPos::Left)?;
+        text(area, &self.heading, (MARGIN, top + 8), 16, INK.0)?;
         let column_width = COLUMNS as i32 * PANEL.0 / LEGEND_COLUMNS as i32;
         let lines = self.legend.len().div_ceil(LEGEND_COLUMNS);
         for (place, name) in self.legend.iter().enumerate() {
@@ -244,7 +244,7 @@ impl Section {
             let ends = [(left * UNITS, middle * UNITS), ((left + 36) * UNITS, middle * UNITS)];
             line(area, &ends, Style::Highlight(place))?;
             area.draw(&marker(((left + 18) * UNITS, middle * UNITS), Style::Highlight(place))).map_err(Error::of)?;
-            text(area, name, (left + 46, middle - 8), 14, INK.0, HPos::Left)?;
+            text(area, name, (left + 46, middle - 8), 14, INK.0)?;
         }
         for (place, panel) in self.panels.iter().enumerate() {
             let left = MARGIN + (place % COLUMNS) as i32 * PANEL.0;
@@ -261,7 +261,7 @@ impl Section {
 
 impl Panel {
     fn draw(&self, area: &Area<'_>) -> Result<(), Error> {
-        text(area, &self.title, (4, 6), 14, INK.0, HPos::Left)?;
+        text(area, &self.title, (4, 6), 14, INK.0)?;
         let places: Vec<Vec<(f64, f64)>> = self.series.iter().map(|series| self.places(series)).collect();
         let (x, y) = (places.iter().flatten().map(|point| point.0), places.iter().flatten().map(|point| point.1));
         let (mut x, y) = (self.x.axis(x, 6), self.y.axis(y, 5));
@@ -412,17 +412,10 @@ fn marker<'a>(at: (i32, i32), style: Style) -> Marker<'a> {
     }
 }
 
-fn text(
-    area: &Area<'_>,
-    text: &str,
-    (x, y): (i32, i32),
-    size: i32,
-    colour: RGBColor,
-    align: HPos,
-) -> Result<(), Error> {
+fn text(area: &Area<'_>, text: &str, (x, y): (i32, i32), size: i32, colour: RGBColor) -> Result<(), Error> {
     // plotters' sizes are of the whole line.
     let font = (FONT, f64::from(size * UNITS) * 1.24).into_font().color(&colour);
-    let style = font.pos(Pos::new(align, VPos::Top));
+    let style = font.pos(Pos::new(HPos::Left, VPos::Top));
     area.draw_text(text, &style, (x * UNITS, y * UNITS)).map_err(Error::of)
 }
 

@@ -155,10 +155,7 @@ impl<'r> Model<'r> {
         };
         let objective = [wanted, Objective::ValidationLoss].into_iter().find(|objective| has(*objective));
         let objective = objective.unwrap_or(Objective::Loss);
-        trials.sort_by(|a, b| match (a.best, b.best) {
-            (Some(a), Some(b)) => wanted.compare(a, b),
-            (a, b) => b.is_some().cmp(&a.is_some()),
-        });
+        trials.sort_by(|a, b| wanted.compare_best(a.best, b.best));
         let names: BTreeSet<&String> = trials.iter().flat_map(|trial| trial.parameters.keys()).collect();
         let differs = |name: &&&String| {
             let mut values = trials.iter().map(|trial| trial.parameters.get(**name));

@@ -304,10 +304,7 @@ pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
             }
         })
         .collect();
-    trials.sort_by(|a, b| match (&a.best, &b.best) {
-        (Some(a), Some(b)) => objective.compare(a, b),
-        (a, b) => b.is_some().cmp(&a.is_some()),
-    });
+    trials.sort_by(|a, b| objective.compare_best(a.best.as_ref(), b.best.as_ref()));
     for (i, trial) in trials.iter_mut().enumerate() {
         trial.rank = i + 1;
     }

@@ -56,18 +56,14 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
             state: if created.contains(&topic.name) { "created" } else { "as declared" },
         })
         .collect();
-    let rows = || -> Vec<Vec<String>> {
-        let row = |topic: &Shown<'_>| {
-            vec![
-                topic.topic.into(),
-                topic.partitions.to_string(),
-                topic.message_bytes_max.to_string(),
-                topic.state.into(),
-            ]
-        };
-        shown.iter().map(row).collect()
+    let row = |topic: &Shown<'_>| {
+        let (partitions, bytes) = (topic.partitions.to_string(), topic.message_bytes_max.to_string());
+        vec![topic.topic.into(), partitions, bytes, topic.state.into()]
     };
-    Ok(show(arguments.json, &shown, || table(&["topic", "partitions", "max.message.bytes", "state"], &rows()))?)
+    Ok(show(arguments.json, &shown, || {
+        let rows: Vec<Vec<String>> = shown.iter().map(row).collect();
+        table(&["topic", "partitions", "max.message.bytes", "state"], &rows)
+    })?)
 }
 
 /// A topic as it stands now.
