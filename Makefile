@@ -24,7 +24,7 @@ demo: ## fetch and build what is missing, then run the demo (ARGS=--keep leaves 
 test: ## fetch the parts that are missing, then run all tests (ARGS goes to cargo test)
 	@parts/fetch --check-tools test
 	@parts/fetch
-	cargo test --workspace $(ARGS)
+	cargo test --workspace --no-fail-fast $(ARGS)
 
 faults: ## kill, freeze and stop processes and the broker over thousands of texts, and judge (ARGS='--seed 7' repeats)
 	@parts/fetch --check-tools test

@@ -18,6 +18,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// Prefix of every environment variable that is a setting: `SWEEPSTREAM_<SECTION>__<KEY>`.
 pub const ENV_PREFIX: &str = "SWEEPSTREAM_";
 
+/// What follows an application's id in the name of its embed stage's group.
+const EMBED_GROUP: &str = ".embed";
+
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -281,6 +284,9 @@ pub struct Embed {
     /// Embed from the log's start when the group's offsets are gone and cannot be recovered from the output's headers.
     /// Writes matrices a second time; better given once, as `run --from-start`.
     pub from_start: bool,
+    /// Start although another application writes to the same features topic. What it has written counts as done at a
+    /// start; after that each text is embedded by both. Better given once, as `run --alongside`.
+    pub alongside: bool,
 }
 
 impl Default for Embed {
@@ -297,6 +303,7 @@ impl Default for Embed {
             sessions: None,
             threads: None,
             from_start: false,
+            alongside: false,
         }
     }
 }
@@ -476,7 +483,12 @@ impl Settings {
 
     /// Group of the embed stage.
     pub fn embed_group(&self) -> String {
-        format!("{}.embed", self.application_id)
+        format!("{}{EMBED_GROUP}", self.application_id)
+    }
+
+    /// The application whose embed stages would have this group.
+    pub fn application_of_embed_group<'g>(&self, group: &'g str) -> Option<&'g str> {
+        group.strip_suffix(EMBED_GROUP)
     }
 
     /// Group that shares trials out.
@@ -647,40 +659,94 @@ impl Provider for Named {
 /// Settings outside any section: their variables have no `__` in their names.
 const TOP_LEVEL: &[&str] = &["application_id"];
 /// Variables of ours that are not settings.
-const NOT_SETTINGS: &[&str] = &["config", "parts", "peers"];
+const NOT_SETTINGS: &[&str] = &["config", "parts", "peers", "peers_python", "bench_json"];
 
 /// More than any setting's name has; what is deeper costs more than it is worth.
 const PATH_SEGMENTS_MAX: usize = 8;
 
+/// What an environment variable with our prefix is.
+#[derive(Debug, PartialEq, Eq)]
+enum Variable<'n> {
+    /// A setting by its path, perhaps one that there is not.
+    Setting(Vec<&'n str>),
+    /// Ours, and no setting.
+    NoSetting,
+    /// Nearly a setting: the name that was meant.
+    Misspelt(String),
+    /// Somebody else's: container platforms inject variables such as SWEEPSTREAM_SERVICE_HOST.
+    Unknown,
+}
+
+impl<'n> Variable<'n> {
+    /// By its name after the prefix, in lower case.
+    fn of(key: &'n str) -> Self {
+        // Whoever writes too few or too many underscores means the setting that has the same words.
+        let words = |key: &str| key.split('_').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_");
+        let path: Vec<&str> = key.split("__").collect();
+        let names = setting_names();
+        if names.iter().any(|name| name == key) || matches!(path[..], ["kafka", "properties", _]) {
+            return Self::Setting(path);
+        }
+        if NOT_SETTINGS.contains(&key) {
+            return Self::NoSetting;
+        }
+        let meant = words(key);
+        if let Some(name) = names.iter().find(|name| words(name) == meant) {
+            return Self::Misspelt(name.clone());
+        }
+        if let Some(property) = meant.strip_prefix("kafka_properties_") {
+            return Self::Misspelt(format!("kafka__properties__{property}"));
+        }
+        match path[..] {
+            [single] => nearest(single, TOP_LEVEL).map_or(Self::Unknown, |near| Self::Misspelt(near.to_owned())),
+            _ => Self::Setting(path),
+        }
+    }
+}
+
+/// The name of each setting, as its variable has it after the prefix, in lower case.
+fn setting_names() -> Vec<String> {
+    let defaults = Value::serialize(Settings::default()).ok();
+    let sections = defaults.and_then(Value::into_dict).unwrap_or_default();
+    let names = sections.into_iter().flat_map(|(section, value)| match value {
+        Value::Dict(_, keys) => keys.into_keys().map(|key| format!("{section}__{key}")).collect(),
+        _ => vec![section],
+    });
+    names.collect()
+}
+
+/// Of these names of environment variables, those that have our prefix and mean nothing to us.
+pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let unknown = |name: &String| {
+        let key = name.strip_prefix(ENV_PREFIX).map(str::to_ascii_lowercase);
+        key.is_some_and(|key| Variable::of(&key) == Variable::Unknown)
+    };
+    names.into_iter().filter(unknown).collect()
+}
+
 fn environment_dict(environment: impl IntoIterator<Item = (String, String)>) -> Result<Dict, Error> {
     let mut dict = Dict::new();
+    let refused =
+        |name: &str, hint: String| Error::UnknownKey { key: shortened(name), place: "the environment".into(), hint };
     for (name, value) in environment {
         let Some(key) = name.strip_prefix(ENV_PREFIX) else { continue };
         let key = key.to_ascii_lowercase();
-        let path: Vec<&str> = key.split("__").collect();
-        match path.as_slice() {
-            // Container platforms inject variables such as SWEEPSTREAM_SERVICE_HOST: only near misses are refused.
-            [single] if NOT_SETTINGS.contains(single) => {}
-            [single] if TOP_LEVEL.contains(single) => insert(&mut dict, &path, Value::from(value)),
-            [single] => {
-                if let Some(near) = nearest(single, TOP_LEVEL) {
-                    return Err(Error::UnknownKey {
-                        key: name.clone(),
-                        place: "the environment".into(),
-                        hint: format!("; did you mean `{ENV_PREFIX}{}`?", near.to_ascii_uppercase()),
-                    });
-                }
+        let path = match Variable::of(&key) {
+            Variable::Setting(path) => path,
+            Variable::NoSetting | Variable::Unknown => continue,
+            Variable::Misspelt(meant) => {
+                let meant = meant.to_ascii_uppercase();
+                return Err(refused(&name, format!("; did you mean `{ENV_PREFIX}{meant}`?")));
             }
+        };
+        match path.as_slice() {
+            [single] => insert(&mut dict, &[single], Value::from(value)),
             ["kafka", "properties", property] => {
                 let path = ["kafka", "properties", &property.replace('_', ".")];
                 insert(&mut dict, &path, typed(&path, &value));
             }
             path if path.len() > PATH_SEGMENTS_MAX => {
-                return Err(Error::UnknownKey {
-                    key: shortened(&name),
-                    place: "the environment".into(),
-                    hint: format!("; names are {ENV_PREFIX}<SECTION>__<KEY>"),
-                });
+                return Err(refused(&name, format!("; names are {ENV_PREFIX}<SECTION>__<KEY>")));
             }
             _ => insert(&mut dict, &path, typed(&path, &value)),
         }

@@ -65,6 +65,12 @@ pub enum Invalid {
         /// The limit.
         max: usize,
     },
+    /// The model gave what no trial could learn from.
+    #[error("row {row} (from 0) of the matrix holds a NaN or an infinity, or a number too large for `embed.dtype`")]
+    NotFinite {
+        /// The first such row.
+        row: usize,
+    },
     /// The matrix does not fit into a record of `features`.
     #[error("the record with its matrix has {bytes} bytes; `max.message.bytes` of the features topic is {max}")]
     MatrixTooLarge {
@@ -77,7 +83,7 @@ pub enum Invalid {
 
 impl Invalid {
     /// All reasons, as metrics label them.
-    pub const REASONS: [&'static str; 9] = [
+    pub const REASONS: [&'static str; 10] = [
         "null_value",
         "invalid_utf8",
         "invalid_header",
@@ -86,6 +92,7 @@ impl Invalid {
         "field_type",
         "no_words",
         "text_too_long",
+        "not_finite",
         "matrix_too_large",
     ];
 
@@ -100,6 +107,7 @@ impl Invalid {
             Self::FieldType { .. } => "field_type",
             Self::NoWords => "no_words",
             Self::TextTooLong { .. } => "text_too_long",
+            Self::NotFinite { .. } => "not_finite",
             Self::MatrixTooLarge { .. } => "matrix_too_large",
         }
     }

@@ -427,6 +427,38 @@ fn unknown_settings_are_refused_with_the_nearest_key() {
 }
 
 #[test]
+fn a_variable_with_too_few_or_too_many_underscores_is_refused() {
+    for (name, meant) in [
+        ("SWEEPSTREAM_INPUT_FORMAT", "SWEEPSTREAM_INPUT__FORMAT"),
+        ("SWEEPSTREAM_KAFKA_BOOTSTRAP_SERVERS", "SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS"),
+        ("SWEEPSTREAM_EMBED_MODEL_DIR", "SWEEPSTREAM_EMBED__MODEL_DIR"),
+        ("SWEEPSTREAM_TRAIN_PARALLEL", "SWEEPSTREAM_TRAIN__PARALLEL"),
+        ("SWEEPSTREAM__INPUT__FORMAT", "SWEEPSTREAM_INPUT__FORMAT"),
+        ("SWEEPSTREAM_EMBED__MAX__LENGTH", "SWEEPSTREAM_EMBED__MAX_LENGTH"),
+        ("SWEEPSTREAM_APPLICATION__ID", "SWEEPSTREAM_APPLICATION_ID"),
+        ("SWEEPSTREAM_KAFKA_PROPERTIES_SASL_PASSWORD", "SWEEPSTREAM_KAFKA__PROPERTIES__SASL_PASSWORD"),
+        ("SWEEPSTREAM_KAFKA__PROPERTIES_SASL_PASSWORD", "SWEEPSTREAM_KAFKA__PROPERTIES__SASL_PASSWORD"),
+    ] {
+        let message = message(layered(None, &[(name, "json")]));
+        assert!(message.contains(name) && message.contains(&format!("did you mean `{meant}`?")), "{message}");
+    }
+    let refused = sweepstream(&["config"], &[("SWEEPSTREAM_INPUT_FORMAT", "json")]);
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    assert!(refused.stderr.contains("did you mean `SWEEPSTREAM_INPUT__FORMAT`?"), "{}", refused.stderr);
+}
+
+#[test]
+fn variables_that_are_no_settings_are_named_in_a_warning() {
+    let others = [("SWEEPSTREAM_SERVICE_HOST", "10.0.0.1"), ("SWEEPSTREAM_VERBOSE", "1"), ("SWEEPSTREAM_PARTS", "x")];
+    let ended = sweepstream(&["config"], &others);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let warnings: Vec<&str> = ended.stderr.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 1, "{}", ended.stderr);
+    assert!(warnings[0].contains("SWEEPSTREAM_SERVICE_HOST") && warnings[0].contains("SWEEPSTREAM_VERBOSE"));
+    assert!(!warnings[0].contains("SWEEPSTREAM_PARTS"), "{}", warnings[0]);
+}
+
+#[test]
 fn the_environment_wins_over_the_file_and_flags_over_both() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("settings.toml");

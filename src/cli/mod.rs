@@ -203,6 +203,14 @@ pub fn main() -> Result {
     };
     let settings = Settings::load(cli.global.config.as_deref(), &flags(&cli.global.set)?)?;
     start_logging(&settings)?;
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let unknown = crate::config::unknown_variables(names);
+    if !unknown.is_empty() {
+        tracing::warn!(
+            variables = unknown.join(" "),
+            "no settings have the names of these environment variables; ignored"
+        );
+    }
     let environment = Environment { settings, parts: Parts::locate() };
     match cli.command {
         Command::Run(arguments) => run::run(environment, &arguments),

@@ -21,6 +21,9 @@ pub struct Arguments {
     /// Embed from the log's start when the group's offsets are gone and cannot be recovered
     #[arg(long)]
     from_start: bool,
+    /// Embed although another application writes to the same features topic
+    #[arg(long)]
+    alongside: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -31,6 +34,7 @@ enum StageName {
 
 pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
     environment.settings.embed.from_start |= arguments.from_start;
+    environment.settings.embed.alongside |= arguments.alongside;
     let mut stages: Vec<Stage> = arguments
         .stage
         .iter()

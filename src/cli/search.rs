@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -10,11 +11,12 @@ use serde::Serialize;
 use super::output::{show, table, write_out, Progress};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
+use crate::kafka::groups::{Groups, Membership};
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::delete_groups;
 use crate::output::{EndState, Measurement, Objective};
 use crate::train::record::TrialRecord;
-use crate::train::search::summary;
+use crate::train::search::{one_class, summary};
 use crate::train::start::start;
 use crate::train::store::{self, Stored, Want, Written};
 
@@ -44,11 +46,17 @@ Only the id goes to standard output. Paths in the file are relative to the file'
     },
     /// Wait until all trials have ended; fails unless all finished or were pruned
     #[command(after_help = "\
-Example:
-  sweepstream search wait genres-1a2b3c && sweepstream search show genres-1a2b3c")]
+Examples:
+  sweepstream search wait genres-1a2b3c && sweepstream search show genres-1a2b3c
+  sweepstream search wait --timeout 1h genres-1a2b3c
+
+While no process serves trials, a line says so, and the wait goes on.")]
     Wait {
         /// Search id
         id: String,
+        /// Fail when trials have not ended after so long, e.g. 90s or 1h; they go on [default: wait for ever]
+        #[arg(long, value_parser = humantime_serde::re::humantime::parse_duration, value_name = "TIME")]
+        timeout: Option<Duration>,
     },
     /// List searches
     #[command(after_help = "\
@@ -100,7 +108,7 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
             }
             Ok(write_out(&started.id)?)
         }
-        Command::Wait { id } => wait(settings, &id),
+        Command::Wait { id, timeout } => wait(settings, &id, timeout),
         Command::List { json } => {
             let searches = searches(&store::trials(settings)?);
             Ok(show(json, &searches, || list(&searches))?)
@@ -113,9 +121,12 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
     }
 }
 
-fn wait(settings: &Settings, id: &str) -> Result {
+fn wait(settings: &Settings, id: &str, timeout: Option<Duration>) -> Result {
+    let began = Instant::now();
     let known = of_search(settings, id)?;
     let total = known.len() as u64;
+    let mut attendance = Attendance::new(settings)?;
+    let mut is_late = false;
     let mut progress = Progress::new(format!("search {id}"), "trials ended", total);
     let mut ends: BTreeMap<String, EndState> = BTreeMap::new();
     store::follow(settings, &known, |trials| {
@@ -125,9 +136,18 @@ fn wait(settings: &Settings, id: &str) -> Result {
             .collect();
         progress.set(ends.len() as u64, "");
         // A deleted trial never ends.
-        ends.len() < trials.len()
+        let open = ends.len() < trials.len();
+        if open {
+            attendance.look();
+            is_late = timeout.is_some_and(|timeout| began.elapsed() >= timeout);
+        }
+        open && !is_late
     })?;
     progress.finish();
+    if let Some(timeout) = timeout.filter(|_| is_late) {
+        let (ended, timeout) = (ends.len(), humantime_serde::re::humantime::format_duration(timeout));
+        return Err(anyhow::anyhow!("after {timeout} {ended} of {total} trials of search `{id}` have ended; the others go on, and `sweepstream search wait` waits again").into());
+    }
     let deleted = known.len() - ends.len();
     if deleted > 0 {
         return Err(anyhow::anyhow!("{deleted} of {total} trials of search `{id}` were deleted meanwhile").into());
@@ -145,6 +165,44 @@ fn wait(settings: &Settings, id: &str) -> Result {
         bad.join(", ")
     )
     .into())
+}
+
+/// Says when nobody is there to run trials, and when somebody is again.
+struct Attendance {
+    groups: Groups,
+    group: String,
+    looked: Instant,
+    nobody: bool,
+}
+
+impl Attendance {
+    /// Long enough for a process that was started at the same time to have joined.
+    const INTERVAL: Duration = Duration::from_secs(2);
+
+    fn new(settings: &Settings) -> Result<Self> {
+        let (groups, group) = (Groups::new(settings)?, settings.train_group());
+        Ok(Self { groups, group, looked: Instant::now(), nobody: false })
+    }
+
+    fn look(&mut self) {
+        if self.looked.elapsed() < Self::INTERVAL {
+            return;
+        }
+        let found = self.groups.membership(&self.group);
+        self.looked = Instant::now();
+        match found {
+            Ok(Membership::Nobody) if !self.nobody => {
+                self.nobody = true;
+                tracing::warn!(group = %self.group, "no process serves trials: the group has no member; `sweepstream run --stage train` starts one (with the same `application_id` and topics); waiting on");
+            }
+            Ok(Membership::Members(members)) if self.nobody => {
+                self.nobody = false;
+                tracing::info!(group = %self.group, members, "trials are served");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "whether anybody serves trials is not known"),
+        }
+    }
 }
 
 /// The trials of a search, by number.
@@ -221,6 +279,8 @@ pub struct Leaderboard {
     pub objective: &'static str,
     /// Records of the frozen range.
     pub records: u64,
+    /// What to know before believing it.
+    pub warnings: Vec<String>,
     /// Best first; trials without a measurement last.
     pub trials: Vec<Entry>,
 }
@@ -282,6 +342,8 @@ pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
     let Results { trials } = results(settings, id)?;
     let objective = trials.first().map_or(Objective::Loss, |(record, _)| record.objective);
     let records = trials.first().map_or(0, |(record, _)| record.range().records());
+    let classifier = trials.iter().find(|(record, _)| record.model.is_classifier());
+    let warnings = classifier.and_then(|(record, _)| one_class(record.labels.iter())).into_iter().collect();
     let mut trials: Vec<Entry> = trials
         .into_iter()
         .map(|(record, measured)| {
@@ -308,7 +370,7 @@ pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
     for (i, trial) in trials.iter_mut().enumerate() {
         trial.rank = i + 1;
     }
-    Ok(Leaderboard { search: id.to_owned(), objective: objective.name(), records, trials })
+    Ok(Leaderboard { search: id.to_owned(), objective: objective.name(), records, warnings, trials })
 }
 
 impl Leaderboard {
@@ -351,8 +413,9 @@ impl Leaderboard {
             "val. loss",
             "loss",
         ];
+        let warnings: String = self.warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
         format!(
-            "search {} over {} records, by {}\n{}",
+            "search {} over {} records, by {}\n{}{warnings}",
             self.search,
             self.records,
             self.objective,

@@ -18,6 +18,7 @@ mod recover;
 mod source;
 pub mod stage;
 pub mod tokenize;
+mod writers;
 
 use std::sync::Arc;
 

@@ -18,7 +18,8 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Message};
 
 use super::stage::{Context, Error};
-use crate::features::codec::{source_digest, DIGEST_HEADER, SOURCE_HEADER};
+use super::writers::{self, Mark};
+use crate::features::codec::{source_digest, APPLICATION_HEADER, DIGEST_HEADER, SOURCE_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::Member;
 use crate::kafka::headers;
@@ -32,21 +33,19 @@ pub(super) const SETTLE: Duration = Duration::from_secs(1);
 /// How long committed offsets may stay unknown before somebody is taken for dead in the midst of committing them.
 const UNSTABLE: Duration = Duration::from_secs(5);
 
-/// Stored beside each offset that the stage commits; tools that reset a group leave it out.
-pub(super) fn commit_metadata(transactional_id: &str) -> String {
-    format!("sweepstream {transactional_id}")
+/// The mark of an owner of ours.
+pub(super) fn mark(context: &Context, owner: &str, begins: bool) -> String {
+    Mark { owner, features: Some(&context.topics.features.name), begins }.to_string()
 }
 
-/// Stored beside the offset at which a partition begins that has no output yet.
-const BEGINS: &str = " begins";
-
-/// The transactional id in what [`commit_metadata`] has written.
-fn owner(metadata: &str) -> Option<&str> {
-    metadata.strip_suffix(BEGINS).unwrap_or(metadata).strip_prefix("sweepstream ")
-}
-
-/// The first offset to read of each partition, committed under our name.
-pub(super) fn positions(context: &Context, member: &Member, partitions: &[i32]) -> Result<Vec<(i32, i64)>, Error> {
+/// The first offset to read of each partition, committed under our name. `begins` when this process has not embedded
+/// yet: then the output is looked at for another writer's traces, too.
+pub(super) fn positions(
+    context: &Context,
+    member: &Member,
+    partitions: &[i32],
+    begins: bool,
+) -> Result<Vec<(i32, i64)>, Error> {
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
@@ -61,48 +60,25 @@ pub(super) fn positions(context: &Context, member: &Member, partitions: &[i32]) 
         committed => committed?,
     };
     let undone = context.undone.load(Ordering::Acquire);
+    let is_ours = |found: &Committed| Mark::parse(&found.metadata).is_some();
     let parted = |partition: &i32| undone || ended.contains(partition);
-    let is_ours = |found: &Committed| owner(&found.metadata).is_some();
-    let doubted = |partition: &i32| parted(partition) || !committed.get(partition).is_some_and(is_ours);
+    let doubted = |partition: &i32| begins || parted(partition) || !committed.get(partition).is_some_and(is_ours);
     let mut lasts = recovery.lasts(partitions.iter().copied().filter(doubted))?;
     let (mut going_on, mut beginning) = (Vec::new(), Vec::new());
     for &partition in partitions {
-        let texts = recovery.watermarks.extent(&context.topics.texts.name, partition)?;
+        let found = committed.get(&partition);
         let last = lasts.remove(&partition);
-        match committed.get(&partition) {
-            Some(found) => {
-                recovery.check_in_log(partition, found.offset, texts)?;
-                if !is_ours(found) {
-                    match last {
-                        Some(last) => {
-                            recovery.check_agrees(partition, found.offset, &last, texts)?;
-                            going_on.push((partition, found.offset));
-                        }
-                        None => beginning.push((partition, found.offset)),
-                    }
-                } else if parted(&partition) {
-                    match last {
-                        Some(last) => going_on.push((partition, last.next_to(partition, found.offset))),
-                        None => beginning.push((partition, found.offset)),
-                    }
-                } else if found.metadata.ends_with(BEGINS) {
-                    beginning.push((partition, found.offset));
-                } else {
-                    recovery.check_output_exists(partition, found.offset, texts)?;
-                    going_on.push((partition, found.offset));
-                }
-            }
-            None => match recovery.forgotten(partition, last, texts)? {
-                (position, true) => going_on.push((partition, position)),
-                (position, false) => beginning.push((partition, position)),
-            },
-        }
+        recovery.check_writer(partition, found, last.as_ref())?;
+        let (position, goes_on) = recovery.position(partition, found, last, parted(&partition))?;
+        if goes_on { &mut going_on } else { &mut beginning }.push((partition, position));
     }
     // The partition has our name now, and an offset that vanishes means that the topic is another one.
-    let name = commit_metadata(&context.transactional_id);
-    member.commit(&going_on, &name)?;
-    member.commit(&beginning, &format!("{name}{BEGINS}"))?;
+    member.commit(&going_on, &mark(context, &context.transactional_id, false))?;
+    member.commit(&beginning, &mark(context, &context.transactional_id, true))?;
     context.undone.store(false, Ordering::Release);
+    if begins {
+        writers::refuse_others(context)?;
+    }
     going_on.append(&mut beginning);
     Ok(going_on)
 }
@@ -133,7 +109,7 @@ pub(super) fn scrub(
             })?;
         }
     }
-    let offsets = kafka::offsets::list(&context.topics.texts.name, positions, &commit_metadata(owner))?;
+    let offsets = kafka::offsets::list(&context.topics.texts.name, positions, &mark(context, owner, false))?;
     transaction.send_offsets(&offsets, metadata)?;
     transaction.abort()
 }
@@ -143,6 +119,8 @@ struct Trace {
     offset: i64,
     /// Absent in records that were written without it.
     digest: Option<String>,
+    /// Who wrote it; absent in records of earlier versions.
+    application: Option<String>,
 }
 
 impl Trace {
@@ -177,9 +155,9 @@ impl Recovery<'_> {
         let named = CommittedWatch::new(settings, &self.group(), texts)?.read(open)?;
         let mut owners: BTreeMap<&str, Vec<(i32, i64)>> = BTreeMap::new();
         for (&partition, committed) in &named {
-            let ours = |owner: &&str| owner.starts_with(&format!("{}.", self.group()));
-            if let Some(owner) = owner(&committed.metadata).filter(ours) {
-                owners.entry(owner).or_default().push((partition, committed.offset));
+            let ours = |mark: &Mark<'_>| mark.owner.starts_with(&format!("{}.", self.group()));
+            if let Some(mark) = Mark::parse(&committed.metadata).filter(ours) {
+                owners.entry(mark.owner).or_default().push((partition, committed.offset));
             }
         }
         let mut ended = BTreeSet::new();
@@ -245,6 +223,52 @@ impl Recovery<'_> {
 
     fn group(&self) -> String {
         self.context.settings.embed_group()
+    }
+
+    /// Where a partition is gone on with, and whether there is any output; `parted` when its offset and its output may
+    /// say different things.
+    fn position(
+        &self,
+        partition: i32,
+        found: Option<&Committed>,
+        last: Option<Trace>,
+        parted: bool,
+    ) -> Result<(i64, bool), Error> {
+        let texts = self.watermarks.extent(&self.context.topics.texts.name, partition)?;
+        let Some(found) = found else { return self.forgotten(partition, last, texts) };
+        self.check_in_log(partition, found.offset, texts)?;
+        let mark = Mark::parse(&found.metadata);
+        let beyond = |last: &Trace| last.offset >= found.offset;
+        match (mark, last) {
+            (None, Some(last)) => {
+                self.check_agrees(partition, found.offset, &last, texts)?;
+                Ok((found.offset, true))
+            }
+            (None, None) => Ok((found.offset, false)),
+            (Some(_), Some(last)) if parted || beyond(&last) => Ok((last.next_to(partition, found.offset), true)),
+            (Some(_), None) if parted => Ok((found.offset, false)),
+            (Some(mark), _) if mark.begins => Ok((found.offset, false)),
+            (Some(_), _) => {
+                self.check_output_exists(partition, found.offset, texts)?;
+                Ok((found.offset, true))
+            }
+        }
+    }
+
+    /// Output that this application has not written, of texts that it has not done, is another writer's.
+    fn check_writer(&self, partition: i32, found: Option<&Committed>, last: Option<&Trace>) -> Result<(), Error> {
+        let settings = &self.context.settings;
+        let undone = |last: &&Trace| found.is_none_or(|found| last.offset >= found.offset);
+        let Some(last) = last.filter(undone).filter(|_| !settings.embed.alongside) else { return Ok(()) };
+        match &last.application {
+            Some(other) if *other != settings.application_id => {
+                let texts = &self.context.topics.texts.name;
+                let evidence =
+                    format!("the text at offset {} of {texts}/{partition} is done by it already", last.offset);
+                Err(writers::second(settings, other, &evidence))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn check_in_log(&self, partition: i32, offset: i64, texts: Extent) -> Result<(), Error> {
@@ -375,12 +399,20 @@ impl Recovery<'_> {
                 std::str::from_utf8(value).ok()
             };
             let (partition, offset) = parse_source(header(SOURCE_HEADER)?, texts)?;
-            Some((partition, Trace { offset, digest: header(DIGEST_HEADER).map(str::to_owned) }))
+            let [digest, application] = [DIGEST_HEADER, APPLICATION_HEADER].map(|name| header(name).map(str::to_owned));
+            Some((partition, Trace { offset, digest, application }))
         };
         let in_features: BTreeMap<i32, i32> = partitions.map(|partition| (partition, partition)).collect();
         let in_dead = in_features.keys().map(|&partition| (partition, partition % dead.partitions)).collect();
-        let mut lasts = scan_back(settings, &self.watermarks, &features.name, &in_features, trace)?;
-        for (partition, trace) in scan_back(settings, &self.watermarks, &dead.name, &in_dead, trace)? {
+        // Side by side: each new reader takes a tenth of a second to begin.
+        let (in_features, in_dead) = std::thread::scope(|scope| {
+            let dead = scope.spawn(|| scan_back(settings, &self.watermarks, &dead.name, &in_dead, trace));
+            let features = scan_back(settings, &self.watermarks, &features.name, &in_features, trace);
+            (features, dead.join())
+        });
+        let mut lasts = in_features?;
+        let in_dead = in_dead.map_err(|_| Error::Thread("recovering"))??;
+        for (partition, trace) in in_dead {
             let newer = lasts.get(&partition).is_none_or(|last| last.offset < trace.offset);
             if newer {
                 let _ = lasts.insert(partition, trace);

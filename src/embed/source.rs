@@ -41,6 +41,8 @@ pub(super) struct Source<'c> {
     pending_bytes: usize,
     /// Partitions owned, with the number of the assignment that brought each.
     owned: BTreeMap<i32, u64>,
+    /// It has owned partitions before.
+    has_begun: bool,
     /// Partition that had its turn last.
     turn: i32,
     /// Inference threads.
@@ -67,6 +69,7 @@ impl<'c> Source<'c> {
             pending_tokens: 0,
             pending_bytes: 0,
             owned: BTreeMap::new(),
+            has_begun: false,
             turn: -1,
             sessions: context.settings.embed.sessions_and_threads().0,
         }
@@ -90,6 +93,7 @@ impl<'c> Source<'c> {
             busy |= self.submit(jobs, chunks)?;
             if lag_measured.elapsed() > LAG_INTERVAL {
                 lag_measured = Instant::now();
+                self.check_partitions()?;
                 self.measure_lag();
                 self.context.status.embed().show_connected(self.member.connected(), "embed");
             }
@@ -130,11 +134,13 @@ impl<'c> Source<'c> {
         self.context.metrics.embed.rebalances.inc();
         match rebalance {
             Rebalance::Assigned(partitions) => {
-                let positions = recover::positions(self.context, &self.member, &partitions)?;
+                self.check_partitions()?;
+                let positions = recover::positions(self.context, &self.member, &partitions, !self.has_begun)?;
                 self.member.take(&positions)?;
                 let owned = self.member.lease().hold().partitions.clone();
                 tracing::info!(group = %self.context.settings.embed_group(), ?positions, owned = owned.len(), "assigned");
                 self.owned = owned;
+                self.has_begun |= !partitions.is_empty();
                 self.context.status.embed().set_assigned(true);
             }
             Rebalance::Revoked(partitions) | Rebalance::Lost(partitions) => {
@@ -157,6 +163,11 @@ impl<'c> Source<'c> {
             }
         }
         Ok(true)
+    }
+
+    fn check_partitions(&self) -> Result<(), Error> {
+        let topics = &self.context.topics;
+        Ok(self.member.check_partitions(topics.texts.partitions, &topics.features.name)?)
     }
 
     /// Most of what a consumer reports passes by itself.

@@ -32,6 +32,9 @@ pub enum Error {
     /// Offsets of the group are gone and where it was cannot be known.
     #[error("{0}")]
     Position(String),
+    /// Another application writes to the same topics.
+    #[error("{0}")]
+    SecondWriter(String),
     /// A text could not be tokenised.
     #[error("{record}: the tokenizer failed: {message}")]
     Tokenizer {

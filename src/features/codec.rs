@@ -13,6 +13,8 @@ pub const TENSOR: &str = "rows";
 pub const EMBEDDER_HEADER: &str = "embedder";
 /// Header: `topic/partition/offset` of the input.
 pub const SOURCE_HEADER: &str = "source";
+/// Header: the application that wrote the record.
+pub const APPLICATION_HEADER: &str = "application";
 /// Header: [`source_digest`] of the input.
 pub const DIGEST_HEADER: &str = "digest";
 /// Header, present only when tokens were cut off.
@@ -52,6 +54,19 @@ impl Dtype {
         self.each(bytes, sums, |sum, read| *sum += read);
     }
 
+    /// Whether one of these little-endian numbers is a NaN or an infinity: all bits of its exponent are set.
+    fn any_not_finite(self, bytes: &[u8]) -> bool {
+        const F16: u16 = 0x7c00;
+        const F32: u32 = 0x7f80_0000;
+        vectorized(
+            #[inline(always)]
+            || match self {
+                Self::F16 => any(bytes, |bytes| u16::from_le_bytes(bytes) & F16 == F16),
+                Self::F32 => any(bytes, |bytes| u32::from_le_bytes(bytes) & F32 == F32),
+            },
+        )
+    }
+
     /// Calls `f` with each value and the number that belongs to it, in vector instructions of the processor at hand.
     #[inline(always)]
     fn each(self, bytes: &[u8], values: &mut [f32], f: impl Fn(&mut f32, f32)) {
@@ -68,6 +83,12 @@ impl Dtype {
 #[inline(always)]
 fn each<const N: usize>(bytes: &[u8], values: &mut [f32], f: impl Fn(&mut f32, [u8; N])) {
     values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, &bytes)| f(value, bytes));
+}
+
+/// Without a way out of the loop, which would keep it from vector instructions.
+#[inline(always)]
+fn any<const N: usize>(bytes: &[u8], is: impl Fn([u8; N]) -> bool) -> bool {
+    bytes.as_chunks().0.iter().fold(false, |any, &bytes| any | is(bytes))
 }
 
 /// A half as `f32`, as the processor's own instruction has it; unlike that one, this can become a part of any loop.
@@ -122,6 +143,14 @@ impl MatrixView<'_> {
         }
         let count = self.rows.min(rows_max) as f32;
         mean.iter_mut().for_each(|value| *value /= count);
+    }
+
+    /// The first of its first `rows_max` rows, from 0, that holds a NaN or an infinity.
+    pub fn first_not_finite(&self, rows_max: usize) -> Option<usize> {
+        let read = self.rows.min(rows_max) * self.dim * self.dtype.bytes();
+        // At once first: it is all that sound matrices need (20 kB in under 1 µs).
+        self.dtype.any_not_finite(&self.data[..read]).then_some(())?;
+        self.rows(rows_max).position(|row| self.dtype.any_not_finite(row))
     }
 }
 
@@ -308,6 +337,23 @@ mod tests {
                 assert_eq!(value.to_bits(), f16::from_le_bytes(*bytes).to_f32().to_bits(), "{bytes:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_is_found() {
+        for dtype in [Dtype::F16, Dtype::F32] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut values = vec![65_504.0; 7 * 37];
+                values[5 * 37 + 36] = bad;
+                let bytes = encode(7, 37, &values, dtype);
+                let view = decode(&bytes).unwrap();
+                assert_eq!((view.first_not_finite(7), view.first_not_finite(5)), (Some(5), None), "{dtype:?} {bad}");
+            }
+            let bytes = encode(1, 3, &[f32::MIN_POSITIVE, -65_504.0, 0.0], dtype);
+            assert_eq!(decode(&bytes).unwrap().first_not_finite(9), None);
+        }
+        // Too large for a half.
+        assert_eq!(decode(&encode(1, 1, &[70_000.0], Dtype::F16)).unwrap().first_not_finite(1), Some(0));
     }
 
     #[test]

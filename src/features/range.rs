@@ -1,5 +1,6 @@
 //! A frozen range of the features topic: what it holds, and how that is recognised again. Pure.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher as _;
 
@@ -193,6 +194,11 @@ impl Survey {
                 matrix.dim, self.dim
             ));
         }
+        if let Some(row) = matrix.first_not_finite(rows_max) {
+            return Err(format!(
+                "row {row} (from 0) holds a NaN or an infinity, and no model could learn from it; mend or leave out what wrote it, and embed it again into a new topic"
+            ));
+        }
         self.dim = matrix.dim;
         let (records, digest) = self.partitions.entry(partition).or_default();
         let identity = Identity { key: record.key, source: record.source, partition, ordinal: *records };
@@ -203,14 +209,14 @@ impl Survey {
         self.rows_read += matrix.rows.min(rows_max) as u64;
         self.number_bytes = self.number_bytes.max(matrix.dtype.bytes());
         match record.label {
-            Some(label) => self.add_label(&String::from_utf8_lossy(label))?,
+            Some(label) => self.add_label(class_name(label)?)?,
             None => {
                 self.unlabelled += 1;
                 let _ = self.first_unlabelled.get_or_insert((partition, offset));
             }
         }
         if let Some(embedder) = record.embedder {
-            let embedder = String::from_utf8_lossy(embedder);
+            let embedder = readable(embedder);
             if self.embedders.len() < EMBEDDERS_MAX && !self.embedders.contains(embedder.as_ref()) {
                 let _ = self.embedders.insert(shortened(&embedder));
             }
@@ -238,6 +244,25 @@ impl Survey {
     pub fn records(&self) -> u64 {
         self.partitions.values().map(|(records, _)| records).sum()
     }
+}
+
+/// A label as the name of a class. Two labels are never made one, so nothing is guessed.
+///
+/// # Errors
+/// When it is not UTF-8: shows its bytes.
+pub fn class_name(label: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(label).map_err(|error| {
+        format!(
+            "the `label` header \"{}\" is not valid UTF-8 at byte {}; labels are UTF-8 text, so write the record again with one",
+            shortened(&label.escape_ascii().to_string()),
+            error.valid_up_to()
+        )
+    })
+}
+
+/// Bytes to be shown: as text where they are, else with every other byte written out, so that different ones differ.
+fn readable(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| bytes.escape_ascii().to_string().into(), Cow::Borrowed)
 }
 
 #[cfg(test)]
@@ -322,5 +347,11 @@ mod tests {
         assert!(survey.add((0, 6), record(None, None), 1, 0).is_err());
         let other = codec::encode(1, 4, &[0.0; 4], Dtype::F16);
         assert!(survey.add((0, 6), record(Some(&other), None), 1, 0).unwrap_err().contains("one embedding model"));
+        let latin1 = survey.add((0, 6), record(Some(&value), Some(b"caf\xe9")), 1, 0).unwrap_err();
+        assert!(latin1.contains(r#""caf\xe9" is not valid UTF-8 at byte 3"#), "{latin1}");
+        let infinite = codec::encode(2, 3, &[0.0, 0.0, 0.0, f32::INFINITY, 0.0, 0.0], Dtype::F16);
+        assert!(survey.add((0, 6), record(Some(&infinite), None), 2, 0).unwrap_err().starts_with("row 1 "));
+        // Nobody will read that row.
+        survey.add((0, 6), record(Some(&infinite), None), 1, 0).unwrap();
     }
 }

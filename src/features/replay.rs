@@ -12,9 +12,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
 use super::order::Merge;
-use super::range::{Digest, Identity, PartitionRange, Position, Range, RawRecord};
+use super::range::{class_name, Digest, Identity, PartitionRange, Position, Range, RawRecord};
 use super::window::{Reading, Window};
-use crate::config::Settings;
+use crate::config::{shortened, Settings};
 use crate::input::LABEL_HEADER;
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::headers::{self, NotText};
@@ -265,7 +265,8 @@ impl Replay {
         }
         self.digests[index].update(record.key, record.label, value);
         self.offsets[index] = offset + 1;
-        let class = record.label.and_then(|label| self.class(label));
+        let label = record.label.map(class_name).transpose().map_err(|why| unfit(&why))?;
+        let class = label.map(|label| self.class(label)).transpose().map_err(|what| self.changed(index, &what))?;
         if class.is_some() || !self.reading.labelled_only {
             let identity = Identity { key: record.key, source: record.source, partition: place.partition, ordinal };
             let push = if self.reading.pooled { Window::push_mean } else { Window::push };
@@ -274,10 +275,11 @@ impl Replay {
         Ok(true)
     }
 
-    fn class(&self, label: &[u8]) -> Option<u32> {
-        let label = String::from_utf8_lossy(label);
-        let place = self.reading.labels.binary_search_by(|known| known.as_str().cmp(&label)).ok()?;
-        u32::try_from(place).ok()
+    /// Number of a label's class.
+    fn class(&self, label: &str) -> Result<u32, String> {
+        let place = self.reading.labels.binary_search_by(|known| known.as_str().cmp(label));
+        let place = place.map_err(|_| format!("no record had the label `{}`", shortened(label)))?;
+        u32::try_from(place).map_err(|error| error.to_string())
     }
 
     /// At the end of a pass every partition must have been what was captured.

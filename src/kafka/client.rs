@@ -100,6 +100,8 @@ pub fn group_member(settings: &Settings, group: &str) -> ClientConfig {
         .set("queued.max.messages.kbytes", "4096")
         // What arrives is answered at once; but a partition that is assigned later waits for the answer under way.
         .set("fetch.wait.max.ms", "50")
+        // Partitions that are added are noticed so soon; the default is five minutes.
+        .set("topic.metadata.refresh.interval.ms", "10000")
         .set("statistics.interval.ms", "1000");
     if let Some(instance) = &settings.kafka.group_instance_id {
         let _ = config.set("group.instance.id", instance);

@@ -5,7 +5,7 @@
 //! and nothing needs pausing.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -315,6 +315,21 @@ impl Member {
         state.committed.iter().filter_map(lag).collect()
     }
 
+    /// Fails once the topic has more partitions than it had when this process started: they are nobody's to read here,
+    /// and what goes with them (`partner`, which must have as many) may not have them.
+    ///
+    /// # Errors
+    /// [`Error::Topics`], with the way out.
+    pub fn check_partitions(&self, expected: i32, partner: &str) -> Result<()> {
+        let (topic, found) = (&self.topic, self.consumer.context().partitions.load(Ordering::Acquire));
+        if found <= expected {
+            return Ok(());
+        }
+        Err(Error::Topics(format!(
+            "topic `{topic}` has {found} partitions now, and had {expected} when this process started; raise `{partner}` to {found}, too (`kafka-topics.sh --alter --topic {partner} --partitions {found}`), and start again: everything goes on where it is, and nothing is lost meanwhile"
+        )))
+    }
+
     /// Whether some broker is connected, as librdkafka saw it last (once a second).
     pub fn connected(&self) -> bool {
         !self.consumer.context().disconnected.load(Ordering::Acquire)
@@ -352,6 +367,8 @@ struct MemberContext {
     /// Partition → offset after the last record that was polled.
     polled: Mutex<BTreeMap<i32, i64>>,
     disconnected: AtomicBool,
+    /// Of the topic, as metadata had it last.
+    partitions: AtomicI32,
 }
 
 impl ClientContext for MemberContext {
@@ -368,6 +385,8 @@ impl ClientContext for MemberContext {
         let mut brokers = statistics.brokers.values().filter(|broker| broker.nodeid >= 0).peekable();
         let away = brokers.peek().is_some() && !brokers.any(|broker| broker.state == "UP");
         self.disconnected.store(away, Ordering::Release);
+        let count = statistics.topics.values().map(|topic| topic.partitions.keys().filter(|&&id| id >= 0).count());
+        self.partitions.store(count.max().and_then(|count| count.try_into().ok()).unwrap_or(0), Ordering::Release);
         let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
         let known = partitions.filter(|partition| partition.ls_offset >= 0);
         *self.stable_ends.lock() = known.map(|partition| (partition.partition, StableEnd::of(partition))).collect();
@@ -398,7 +417,10 @@ impl ConsumerContext for MemberContext {
             }
             return;
         }
-        let partitions = list.elements().iter().map(|element| element.partition()).collect();
+        let partitions: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
+        // A partition that is new is assigned before the next statistics come.
+        let highest = partitions.iter().max().map_or(0, |highest| highest + 1);
+        let _ = self.partitions.fetch_max(highest, Ordering::AcqRel);
         let event = match code {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Rebalance::Assigned(partitions),
             _ if consumer.assignment_lost() => Rebalance::Lost(partitions),

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod consumer;
 pub mod error;
+pub mod groups;
 pub mod headers;
 pub mod local;
 pub mod offsets;

@@ -72,6 +72,16 @@ impl Watermarks {
         })
     }
 
+    /// The names of all topics that this client may see.
+    ///
+    /// # Errors
+    /// When no broker answers.
+    pub fn topics(&self) -> Result<BTreeSet<String>> {
+        let metadata =
+            self.uncommitted.fetch_metadata(None, REQUEST_TIMEOUT).map_err(Error::call("asking for topics"))?;
+        Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+    }
+
     /// How many partitions a topic has.
     ///
     /// # Errors

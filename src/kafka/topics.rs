@@ -246,8 +246,10 @@ impl Declarations {
                 let other = other.name(settings);
                 let expected = watermarks.partitions(other)?;
                 if partitions != expected {
+                    let (fewer, more) =
+                        if partitions < expected { (name.as_str(), expected) } else { (other, partitions) };
                     broken.push(format!(
-                        "topic `{name}` has {partitions} partitions and `{other}` has {expected}; they must be equal, since records keep their partition; recreate `{name}` with {expected}"
+                        "topic `{name}` has {partitions} partitions and `{other}` has {expected}; they must be equal, since records keep their partition; raise `{fewer}` to {more} (`kafka-topics.sh --alter --topic {fewer} --partitions {more}`)"
                     ));
                 }
             }

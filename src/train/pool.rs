@@ -179,6 +179,7 @@ impl Pool<'_> {
                 let records = train.records.get();
                 train.records_per_second.set((records - measured.1) as f64 / elapsed.as_secs_f64());
                 measured = (Instant::now(), records);
+                self.check_partitions()?;
                 self.context.status.train().show_connected(self.member.connected(), "train");
             }
             let mut busy = self.serve_group()?;
@@ -224,6 +225,11 @@ impl Pool<'_> {
         }
     }
 
+    fn check_partitions(&self) -> Result<(), Error> {
+        let topics = &self.context.topics;
+        Ok(self.member.check_partitions(topics.trials.partitions, &topics.output.name)?)
+    }
+
     fn serve_group(&mut self) -> Result<bool, Error> {
         fail_point!("train.pool.serve_group");
         let rebalance = match self.member.poll_group() {
@@ -240,6 +246,7 @@ impl Pool<'_> {
         match rebalance {
             Rebalance::Assigned(partitions) => {
                 fail_point!("train.pool.assigned", |code| Err(kafka::Error::injected(code).into()));
+                self.check_partitions()?;
                 let topic = &self.context.topics.trials.name;
                 let positions = partitions
                     .iter()

@@ -206,9 +206,12 @@ impl Search {
         let top = Section { place: "the search file".into(), table: &table };
         let name: String = top.required("name")?;
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.len() > 100 || !name.chars().all(allowed) {
-            return Err(top
-                .invalid("name", "must be 1 to 100 letters, digits, `-`, `_` or `.`: it becomes part of group names"));
+        let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if !begins || name.len() > 100 || !name.chars().all(allowed) {
+            return Err(top.invalid(
+                "name",
+                "must be 1 to 100 letters, digits, `-`, `_` or `.`, the first of them a letter or digit: it becomes part of group names, and what begins with `-` is an option to every command",
+            ));
         }
         let seed: i64 = top.optional("seed")?.unwrap_or(0);
         let mut search = Self {
@@ -365,6 +368,9 @@ impl Search {
                 survey.unlabelled, survey.records()
             )));
         }
+        if let (true, Some(warning)) = (classifiers, one_class(survey.labels.keys())) {
+            warnings.push(warning);
+        }
         if self.validation > 0 && survey.validation == 0 {
             warnings.push(format!(
                 "no record falls into the validation split (1 in {}); there will be no validation values",
@@ -508,6 +514,15 @@ fn grid(table: &toml::Table) -> impl Iterator<Item = toml::Table> + '_ {
     })
 }
 
+/// What to tell of a search for classes that has only one.
+pub fn one_class<'l>(mut labels: impl ExactSizeIterator<Item = &'l String>) -> Option<String> {
+    let label = labels.next().filter(|_| labels.len() == 0)?;
+    Some(format!(
+        "all labels are `{}`: with one class every classifier has an accuracy of 1.0, whatever it learns; give the texts the labels they should be told apart by",
+        shortened(label)
+    ))
+}
+
 /// A number as people would write it.
 fn number(value: f64) -> String {
     if (1e-4..1e4).contains(&value.abs()) {
@@ -599,6 +614,8 @@ mod tests {
         assert!(error("nam = \"x\"").contains("did you mean `name`"));
         assert!(error("name = \"x\"").contains("`model` is missing"));
         assert!(error("name = \"x\"\nmodel = \"mlp\"\nlayers = [1]").contains("belongs to `model = \"autoencoder\"`"));
+        assert!(error("name = \"-x\"\nmodel = \"mlp\"").contains("the first of them a letter or digit"));
+        assert!(error("name = \"\"\nmodel = \"mlp\"").contains("`name`"));
         assert!(error("name = \"x/y\"\nmodel = \"mlp\"").contains("`name`"));
         assert!(error("name = \"x\"\nmodel = \"mpl\"").contains("model"));
         assert!(error("name = \"x\"\nmodel = \"mlp\"\nlearning_rate = \"fast\"").contains("learning_rate"));

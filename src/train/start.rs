@@ -8,7 +8,7 @@ use super::record::{TrialRecord, TRAINING_FORMAT};
 use super::search::{self, initial_state, Search};
 use super::store::{self, Written};
 use super::trial::now_ms;
-use crate::config::Settings;
+use crate::config::{nearest, shortened, Settings};
 use crate::features::range::{Range, Survey};
 use crate::features::survey;
 use crate::kafka;
@@ -65,7 +65,7 @@ pub struct Started {
 pub fn start(settings: &Settings, text: &str, folder: &Path, progress: impl FnMut(u64, u64)) -> Result<Started, Error> {
     let mut search = Search::parse(text)?;
     let _ = Declarations::load(settings)?.create_missing(settings)?;
-    let topic = search.topic.clone().unwrap_or_else(|| settings.topics.features.clone());
+    let topic = topic(settings, &search)?;
     let (range, survey) = survey::capture(settings, &topic, search.rows_max, search.validation, progress)?;
     for warning in search.fit_to(&topic, &survey)? {
         tracing::warn!("{warning}");
@@ -94,6 +94,22 @@ pub fn start(settings: &Settings, text: &str, folder: &Path, progress: impl FnMu
     store::publish(settings, &written)?;
     tracing::info!(search = %id, trials = trials.len(), records = range.records(), labels = survey.labels.len(), dim = survey.dim, "search started");
     Ok(Started { id, trials, survey })
+}
+
+/// The topic that the search file names, which nobody creates, or the settings' own.
+fn topic(settings: &Settings, search: &Search) -> Result<String, Error> {
+    let Some(topic) = &search.topic else { return Ok(settings.topics.features.clone()) };
+    let existing = Watermarks::new(settings)?.topics()?;
+    if existing.contains(topic) {
+        return Ok(topic.clone());
+    }
+    let existing: Vec<&str> = existing.iter().map(String::as_str).collect();
+    let hint = match nearest(topic, &existing) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("without that key the search is over `{}`", settings.topics.features),
+    };
+    let message = format!("`topic` in the search file: there is no topic `{}`; {hint}", shortened(topic));
+    Err(kafka::Error::Topics(message).into())
 }
 
 fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<TrialRecord> {

@@ -65,7 +65,10 @@ pub fn apply(
     key: Option<&[u8]>,
     value: Option<&[u8]>,
 ) -> Option<String> {
-    let id = String::from_utf8_lossy(key?).into_owned();
+    let Ok(id) = std::str::from_utf8(key?).map(str::to_owned) else {
+        tracing::warn!(partition, offset, "a record of `trials` has a key that is no text; ignored");
+        return None;
+    };
     let Some(value) = value else {
         let _ = trials.remove(&id);
         return Some(id);
@@ -231,8 +234,8 @@ pub fn follow(
     let watermarks = Watermarks::new(settings)?;
     let extents = watermarks.capture(topic, known.iter().map(|stored| stored.partition))?;
     let follow = |message: &BorrowedMessage<'_>, trials: &mut BTreeMap<String, Stored>| {
-        let id = message.key().map(String::from_utf8_lossy);
-        if id.is_some_and(|id| ids.contains(id.as_ref())) {
+        let id = message.key().and_then(|key| std::str::from_utf8(key).ok());
+        if id.is_some_and(|id| ids.contains(id)) {
             let _ = apply(trials, message.partition(), message.offset(), message.key(), message.payload());
         }
     };

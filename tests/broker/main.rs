@@ -4,11 +4,13 @@ mod away;
 mod dead_letters;
 mod embed;
 mod expired;
+mod foreign;
 #[path = "../support/lab.rs"]
 mod lab;
 mod offsets;
 mod outcomes;
 mod ownership;
+mod partitions;
 mod processes;
 mod python;
 mod range;
@@ -25,3 +27,4 @@ mod train;
 mod weights;
 #[path = "../support/wire.rs"]
 mod wire;
+mod writers;

@@ -18,6 +18,7 @@ use sweepstream::kafka::transaction::{Outgoing, TransactionalProducer};
 use sweepstream::kafka::{Class, Error};
 
 use crate::case;
+use crate::support::assert_in_time;
 
 /// What each request's errors come to; `None` when the call succeeds once the answer is another one.
 type Row = (Request, &'static [(Option<Class>, &'static [Code])]);
@@ -225,7 +226,7 @@ fn answered_for_ever(request: Request, code: Code, wanted: Class, usable: bool) 
     let error = mock.transact(&mut producer).unwrap_err();
     assert_eq!(error.class(), wanted, "{error}");
     // Each call and the abort after it have the transaction timeout and some seconds.
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_in_time(began.elapsed(), Duration::from_secs(30), &error.to_string());
     mock.cluster.clear_request_errors(request);
     match mock.transact(&mut producer) {
         Ok(()) => assert!(usable),

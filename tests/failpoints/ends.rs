@@ -11,7 +11,7 @@ use crate::deaths::{
     assert_embedded_by, assert_trained, assert_trained_by, lab, search, with_texts, EMBED_STAGE, TRAIN_STAGE,
 };
 use crate::program::{start, stop};
-use crate::support::{eventually, Process};
+use crate::support::{assert_in_time, eventually, Process};
 
 /// Points that only tests here use.
 pub const POINTS: [&str; 1] = ["train.store.follow"];
@@ -108,7 +108,7 @@ fn assert_stops_in_time(mut process: Process, drain_timeout: Duration, message: 
     let (took, log) = (told.elapsed(), process.stderr());
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains(message), "{log}");
-    assert!(took < drain_timeout + Duration::from_secs(8), "{took:?}\n{log}");
+    assert_in_time(took, drain_timeout + Duration::from_secs(8), &log);
 }
 
 fn a_commit_hangs() {

@@ -1,0 +1,135 @@
+//! Who writes into a features topic: one application alone, or every text would be in it twice.
+//!
+//! Processes of one application share a group, and Kafka shares the partitions out. Two applications know nothing of
+//! each other, so each looks for the other before it begins: beside the offsets that a stage commits stands what it
+//! writes to, and in its output who wrote it.
+
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::stage::{Context, Error};
+use crate::config::Settings;
+use crate::kafka;
+use crate::kafka::groups::{Groups, Membership};
+use crate::kafka::offsets::CommittedWatch;
+
+/// What the stage stores beside each offset that it commits; tools that reset a group leave it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark<'m> {
+    /// The transactional id of the partition's owner.
+    pub owner: &'m str,
+    /// The topic that the matrices go to; earlier versions did not say.
+    pub features: Option<&'m str>,
+    /// The partition has no output yet.
+    pub begins: bool,
+}
+
+impl<'m> Mark<'m> {
+    const BEGINS: &'static str = " begins";
+    const INTO: &'static str = " into ";
+    const PREFIX: &'static str = "sweepstream ";
+
+    /// Reads it; `None` for whatever else stands beside an offset.
+    pub fn parse(metadata: &'m str) -> Option<Self> {
+        let unfinished = metadata.strip_suffix(Self::BEGINS);
+        let rest = unfinished.unwrap_or(metadata).strip_prefix(Self::PREFIX)?;
+        let (owner, features) = match rest.rsplit_once(Self::INTO) {
+            Some((owner, features)) => (owner, Some(features)),
+            None => (rest, None),
+        };
+        Some(Self { owner, features, begins: unfinished.is_some() })
+    }
+}
+
+impl std::fmt::Display for Mark<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", Self::PREFIX, self.owner)?;
+        if let Some(features) = self.features {
+            write!(f, "{}{features}", Self::INTO)?;
+        }
+        f.write_str(if self.begins { Self::BEGINS } else { "" })
+    }
+}
+
+/// Looks for other applications that embed the same texts into the same topic just now.
+///
+/// Called after this process has committed its own mark: of two that start at the same moment, at least one sees the
+/// other.
+///
+/// # Errors
+/// Names the application and its group, and the ways out.
+pub(super) fn refuse_others(context: &Context) -> Result<(), Error> {
+    let settings = &context.settings;
+    if settings.embed.alongside {
+        return Ok(());
+    }
+    let groups = match Groups::new(settings)?.all() {
+        Ok(groups) => groups,
+        Err(error) if error.passes_by_itself() => return Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "whether another application writes to the same topics cannot be seen");
+            return Ok(());
+        }
+    };
+    let own = settings.embed_group();
+    for (group, membership) in groups {
+        let Some(application) = settings.application_of_embed_group(&group) else { continue };
+        if group == own || membership == Membership::Nobody || !writes_here(context, &group)? {
+            continue;
+        }
+        let members = match membership {
+            Membership::Members(1) => "has a member".to_owned(),
+            Membership::Members(members) => format!("has {members} members"),
+            Membership::Nobody | Membership::Unseen => {
+                "may have members (under KIP-848 that cannot be seen from here)".to_owned()
+            }
+        };
+        return Err(second(settings, application, &format!("its group `{group}` {members}")));
+    }
+    Ok(())
+}
+
+/// Whether a group has marked partitions of these texts as written to these features.
+fn writes_here(context: &Context, group: &str) -> Result<bool, Error> {
+    let topics = &context.topics;
+    let partitions: Vec<i32> = (0..topics.texts.partitions).collect();
+    let committed =
+        CommittedWatch::new(&context.settings, group, &topics.texts.name).and_then(|watch| watch.read(&partitions));
+    let refused = |error: &kafka::Error| error.code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed);
+    let committed = match committed {
+        Err(error) if refused(&error) => return Ok(false),
+        committed => committed?,
+    };
+    let features = Some(topics.features.name.as_str());
+    Ok(committed
+        .values()
+        .any(|committed| Mark::parse(&committed.metadata).is_some_and(|mark| mark.features == features)))
+}
+
+/// The refusal to write beside another application.
+pub(super) fn second(settings: &Settings, application: &str, evidence: &str) -> Error {
+    let (texts, features) = (&settings.topics.texts, &settings.topics.features);
+    Error::SecondWriter(format!(
+        "application `{application}` embeds `{texts}` into `{features}`, too: {evidence}, and this is application `{}`. Each text would be in `{features}` twice. To share the work, set the same `application_id`; to embed apart, set other `topics.features` and `topics.dead_letters`; to take over from an application that has ended for good, start once with `--alongside`: then what it has written counts as done",
+        settings.application_id
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Mark;
+
+    #[test]
+    fn a_mark_survives_and_those_of_before_are_read() {
+        for mark in [
+            Mark { owner: "my app.embed.1 into x", features: Some("features"), begins: false },
+            Mark { owner: "a.embed.1", features: Some("f.e-a_t"), begins: true },
+        ] {
+            assert_eq!(Mark::parse(&mark.to_string()), Some(mark));
+        }
+        let old = Mark { owner: "a.embed.1", features: None, begins: true };
+        assert_eq!(Mark::parse("sweepstream a.embed.1 begins"), Some(old));
+        assert_eq!(Mark::parse("sweepstream a.embed.1"), Some(Mark { begins: false, ..old }));
+        assert_eq!(Mark::parse(""), None);
+        assert_eq!(Mark::parse("{\"checkpoint\":1}"), None);
+    }
+}
