@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -20,12 +21,18 @@ struct Inner {
     trials: Mutex<BTreeMap<String, TrialStatus>>,
 }
 
+/// A stage that has not gone round for so long is not at work, whatever it said last: it hangs in a call to Kafka, most
+/// likely.
+const STALLED: Duration = Duration::from_secs(15);
+
 /// Readiness of a stage.
 #[derive(Default)]
 pub struct StageStatus {
     wanted: AtomicBool,
     assigned: AtomicBool,
     connected: AtomicBool,
+    /// When its loop last went round.
+    went_round: Mutex<Option<Instant>>,
 }
 
 impl StageStatus {
@@ -37,11 +44,18 @@ impl StageStatus {
 
     /// The group has answered with an assignment, which may be empty.
     pub fn set_assigned(&self, assigned: bool) {
+        self.go_round();
         self.assigned.store(assigned, Ordering::Release);
     }
 
-    /// Whether a broker is connected; a change is logged, once.
+    /// The stage's loop is alive. Whoever waits in it for long says so now and then.
+    pub fn go_round(&self) {
+        *self.went_round.lock() = Some(Instant::now());
+    }
+
+    /// Whether a broker is connected, as the stage's loop sees it once a second; a change is logged, once.
     pub fn show_connected(&self, connected: bool, stage: &str) {
+        self.go_round();
         match (self.connected.swap(connected, Ordering::AcqRel), connected) {
             (true, false) => tracing::warn!(stage, "kafka is away; waiting for it, nothing is lost"),
             (false, true) => tracing::info!(stage, "kafka is back"),
@@ -51,8 +65,21 @@ impl StageStatus {
 
     /// At work, or not; `None` when the stage is not part of this process.
     pub fn ready(&self) -> Option<bool> {
-        let wanted = self.wanted.load(Ordering::Acquire);
-        wanted.then(|| self.assigned.load(Ordering::Acquire) && self.connected.load(Ordering::Acquire))
+        self.wanted.load(Ordering::Acquire).then(|| self.hindrance().is_none())
+    }
+
+    /// What keeps a stage of this process from its work.
+    fn hindrance(&self) -> Option<&'static str> {
+        let stalled = || self.went_round.lock().is_some_and(|went_round| went_round.elapsed() > STALLED);
+        if !self.connected.load(Ordering::Acquire) {
+            Some("waits for kafka")
+        } else if !self.assigned.load(Ordering::Acquire) {
+            Some("waits for an assignment")
+        } else if stalled() {
+            Some("has stood still for 15 s and more; a call to kafka hangs, most likely")
+        } else {
+            None
+        }
     }
 }
 
@@ -122,6 +149,13 @@ impl Status {
 
     /// Every wanted stage is at work.
     pub fn ready(&self) -> bool {
-        [&self.0.embed, &self.0.train].iter().all(|stage| stage.ready().unwrap_or(true))
+        self.hindrances().is_empty()
+    }
+
+    /// What keeps stages of this process from their work; nothing, when it is ready.
+    pub fn hindrances(&self) -> Vec<String> {
+        let stages = [("embed", &self.0.embed), ("train", &self.0.train)];
+        let wanted = stages.into_iter().filter(|(_, stage)| stage.wanted.load(Ordering::Acquire));
+        wanted.filter_map(|(name, stage)| Some(format!("{name} {}", stage.hindrance()?))).collect()
     }
 }

@@ -135,10 +135,11 @@ async fn metrics(State(shown): State<Shown>) -> Response {
 }
 
 async fn ready(State(shown): State<Shown>) -> Response {
-    if shown.status.ready() {
+    let hindrances = shown.status.hindrances();
+    if hindrances.is_empty() {
         "ready\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: waiting for Kafka or for an assignment\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", hindrances.join("; "))).into_response()
     }
 }
 

@@ -309,6 +309,7 @@ impl Pool<'_> {
         self.order(&chosen, order);
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
         while self.running.values().any(|running| chosen(running.partition)) {
+            self.context.status.train().go_round();
             if Instant::now() >= deadline {
                 self.abandon(&chosen);
                 return;

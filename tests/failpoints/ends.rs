@@ -11,7 +11,7 @@ use crate::deaths::{
     assert_embedded_by, assert_trained, assert_trained_by, lab, search, with_texts, EMBED_STAGE, TRAIN_STAGE,
 };
 use crate::program::{start, stop};
-use crate::support::{assert_in_time, eventually, Process};
+use crate::support::{assert_in_time, eventually, get, Process};
 
 /// Points that only tests here use.
 pub const POINTS: [&str; 1] = ["train.store.follow"];
@@ -35,6 +35,7 @@ pub fn tests() -> Vec<Trial> {
         case("a_pool_that_hangs_does_not_hold_up_the_stop", || {
             train_hangs("train.pool.drain", "did not stop in time");
         }),
+        case("a_stage_that_stands_still_is_not_ready", a_stage_that_stands_still_is_not_ready),
         case("the_group_is_served_while_trials_yield", the_group_is_served_while_trials_yield),
         case("waiting_for_a_deleted_search_ends", waiting_for_a_deleted_search_ends),
     ]
@@ -128,6 +129,29 @@ fn train_hangs(point: &str, message: &str) {
     let _ = process.await_line("passes train.trial.restored");
     assert_stops_in_time(process, lab.settings.run.drain_timeout, message);
     assert_trained_by(start(&lab.settings, "", &TRAIN_STAGE), &lab, &search.trials[0]);
+}
+
+fn a_stage_that_stands_still_is_not_ready() {
+    let settings = with_texts("still");
+    let folder = tempfile::tempdir().unwrap();
+    let go_on = folder.path().join("go-on");
+    std::fs::write(&go_on, "").unwrap();
+    let process = start(&settings, &format!("embed.recover.positions=hold@{}", go_on.display()), &EMBED_STAGE);
+    let address = process.http_address();
+    let ready = || get(&address, "/health/ready");
+    eventually("it is ready", || ready().0 == 200);
+    // The partitions that come back from another process are the ones that it hangs over.
+    std::fs::remove_file(&go_on).unwrap();
+    let other = start(&settings, "", &EMBED_STAGE);
+    let _ = other.await_line("positions=[(");
+    stop(other);
+    eventually("it is not ready", || {
+        let (code, said) = ready();
+        code == 503 && said.contains("embed has stood still")
+    });
+    std::fs::write(&go_on, "").unwrap();
+    eventually("it is ready again", || ready().0 == 200);
+    assert_embedded_by(process, &settings);
 }
 
 fn the_group_is_served_while_trials_yield() {

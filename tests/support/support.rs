@@ -458,6 +458,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("what it has logged:\n{}", self.log.0.lock().unwrap().lines.join("\n"));
+        }
         drop(self.child.kill());
         drop(self.child.wait());
     }
