@@ -4,6 +4,7 @@ mod away;
 mod dead_letters;
 mod embed;
 mod expired;
+mod finite;
 mod foreign;
 #[path = "../support/lab.rs"]
 mod lab;
