@@ -18,9 +18,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// Prefix of every environment variable that is a setting: `SWEEPSTREAM_<SECTION>__<KEY>`.
 pub const ENV_PREFIX: &str = "SWEEPSTREAM_";
 
-/// What follows an application's id in the name of its embed stage's group.
-const EMBED_GROUP: &str = ".embed";
-
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -483,12 +480,7 @@ impl Settings {
 
     /// Group of the embed stage.
     pub fn embed_group(&self) -> String {
-        format!("{}{EMBED_GROUP}", self.application_id)
-    }
-
-    /// The application whose embed stages would have this group.
-    pub fn application_of_embed_group<'g>(&self, group: &'g str) -> Option<&'g str> {
-        group.strip_suffix(EMBED_GROUP)
+        format!("{}.embed", self.application_id)
     }
 
     /// Group that shares trials out.

@@ -4,13 +4,10 @@
 //! each other, so each looks for the other before it begins: beside the offsets that a stage commits stands what it
 //! writes to, and in its output who wrote it.
 
-use rdkafka::error::RDKafkaErrorCode;
-
 use super::stage::{Context, Error};
 use crate::config::Settings;
 use crate::kafka;
-use crate::kafka::groups::{Groups, Membership};
-use crate::kafka::offsets::CommittedWatch;
+use crate::kafka::groups::Groups;
 
 /// What the stage stores beside each offset that it commits; tools that reset a group leave it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,28 +59,13 @@ pub(super) fn refuse_others(context: &Context) -> Result<(), Error> {
     if settings.embed.alongside {
         return Ok(());
     }
-    let groups = match Groups::new(settings)?.all() {
-        Ok(groups) => groups,
-        Err(error) if error.passes_by_itself() => return Err(error.into()),
-        Err(error) => {
-            tracing::warn!(%error, "whether another application writes to the same topics cannot be seen");
-            return Ok(());
-        }
-    };
     let own = settings.embed_group();
-    for (group, membership) in groups {
-        let Some(application) = settings.application_of_embed_group(&group) else { continue };
-        if group == own || membership == Membership::Nobody || !writes_here(context, &group)? {
-            continue;
+    for (group, other) in Groups::new(settings)?.others(settings, &own)? {
+        if writes_here(context, &group)? {
+            let kind = own.strip_prefix(settings.application_id.as_str()).unwrap_or(&own);
+            let application = group.strip_suffix(kind).unwrap_or(&group);
+            return Err(second(settings, application, &format!("its group `{group}` {}", other.membership)));
         }
-        let members = match membership {
-            Membership::Members(1) => "has a member".to_owned(),
-            Membership::Members(members) => format!("has {members} members"),
-            Membership::Nobody | Membership::Unseen => {
-                "may have members (under KIP-848 that cannot be seen from here)".to_owned()
-            }
-        };
-        return Err(second(settings, application, &format!("its group `{group}` {members}")));
     }
     Ok(())
 }
@@ -92,13 +74,7 @@ pub(super) fn refuse_others(context: &Context) -> Result<(), Error> {
 fn writes_here(context: &Context, group: &str) -> Result<bool, Error> {
     let topics = &context.topics;
     let partitions: Vec<i32> = (0..topics.texts.partitions).collect();
-    let committed =
-        CommittedWatch::new(&context.settings, group, &topics.texts.name).and_then(|watch| watch.read(&partitions));
-    let refused = |error: &kafka::Error| error.code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed);
-    let committed = match committed {
-        Err(error) if refused(&error) => return Ok(false),
-        committed => committed?,
-    };
+    let committed = kafka::offsets::committed_by_other(&context.settings, group, &topics.texts.name, &partitions)?;
     let features = Some(topics.features.name.as_str());
     Ok(committed
         .values()

@@ -1,6 +1,6 @@
 //! Which groups there are, and whether anybody is in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -21,6 +21,17 @@ pub enum Membership {
     Unseen,
 }
 
+impl std::fmt::Display for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nobody => f.write_str("has no member"),
+            Self::Members(1) => f.write_str("has a member"),
+            Self::Members(members) => write!(f, "has {members} members"),
+            Self::Unseen => f.write_str("may have members (under KIP-848 that cannot be seen from here)"),
+        }
+    }
+}
+
 impl Membership {
     fn of(group: &GroupInfo) -> Self {
         match (group.members().len(), group.state()) {
@@ -30,6 +41,15 @@ impl Membership {
             (members, _) => Self::Members(members),
         }
     }
+}
+
+/// A group as its coordinator describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Whether it has members.
+    pub membership: Membership,
+    /// What they subscribe to, as far as that can be seen.
+    pub topics: BTreeSet<String>,
 }
 
 /// Asks for groups.
@@ -50,22 +70,67 @@ impl Groups {
     /// # Errors
     /// When brokers do not answer.
     pub fn membership(&self, group: &str) -> Result<Membership> {
-        Ok(self.list(Some(group))?.remove(group).unwrap_or(Membership::Nobody))
+        Ok(self.list(Some(group))?.remove(group).map_or(Membership::Nobody, |group| group.membership))
     }
 
-    /// All groups that this client may see.
+    /// Groups of other applications that end like `own` after the application's id, and may have members.
+    ///
+    /// Nothing but a warning when brokers do not show groups.
     ///
     /// # Errors
     /// When brokers do not answer.
-    pub fn all(&self) -> Result<BTreeMap<String, Membership>> {
-        self.list(None)
+    pub fn others(&self, settings: &Settings, own: &str) -> Result<BTreeMap<String, Group>> {
+        let kind = own.strip_prefix(settings.application_id.as_str()).unwrap_or(own);
+        let mut groups = match self.list(None) {
+            Err(error) if !error.passes_by_itself() => {
+                tracing::warn!(%error, "whether another application is at work on the same topics cannot be seen");
+                BTreeMap::new()
+            }
+            groups => groups?,
+        };
+        groups.retain(|name, group| name != own && name.ends_with(kind) && group.membership != Membership::Nobody);
+        Ok(groups)
     }
 
-    fn list(&self, group: Option<&str>) -> Result<BTreeMap<String, Membership>> {
+    fn list(&self, group: Option<&str>) -> Result<BTreeMap<String, Group>> {
         // It asks the brokers that are known, and before any request none is.
         let listed = self.0.fetch_metadata(None, REQUEST_TIMEOUT);
         let listed = listed.and_then(|_| self.0.fetch_group_list(group, REQUEST_TIMEOUT));
         let listed = listed.map_err(Error::call("asking for consumer groups"))?;
-        Ok(listed.groups().iter().map(|group| (group.name().to_owned(), Membership::of(group))).collect())
+        let describe = |group: &GroupInfo| {
+            let topics = group.members().iter().filter_map(|member| subscription(member.metadata()?)).flatten();
+            (group.name().to_owned(), Group { membership: Membership::of(group), topics: topics.collect() })
+        };
+        Ok(listed.groups().iter().map(describe).collect())
+    }
+}
+
+/// The topics in a member's subscription, as the classic protocol writes it: a version, and an array of strings with
+/// 16 bits of length each. What follows is the assignor's.
+fn subscription(metadata: &[u8]) -> Option<Vec<String>> {
+    let (_version, rest) = metadata.split_first_chunk::<2>()?;
+    let (&count, mut rest) = rest.split_first_chunk()?;
+    let mut topics = Vec::new();
+    for _ in 0..i32::from_be_bytes(count) {
+        let (&length, after) = rest.split_first_chunk()?;
+        let (topic, after) = after.split_at_checked(usize::from(u16::from_be_bytes(length)))?;
+        topics.push(std::str::from_utf8(topic).ok()?.to_owned());
+        rest = after;
+    }
+    Some(topics)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::subscription;
+
+    #[test]
+    fn a_subscription_is_read_whatever_the_bytes_are() {
+        let bytes = b"\0\x03\0\0\0\x02\0\x01a\0\x03b-c\0\0\0\x01x";
+        assert_eq!(subscription(bytes), Some(vec!["a".to_owned(), "b-c".to_owned()]));
+        for end in 0..15 {
+            assert_eq!(subscription(&bytes[..end]), None, "{end} bytes");
+        }
+        assert_eq!(subscription(b"\0\x03\x7f\xff\xff\xff"), None);
     }
 }

@@ -209,6 +209,22 @@ pub fn committed(
     committed_of(&*Reader::open(&client::replay(settings, group, 1))?, topic, partitions, bound)
 }
 
+/// [`committed`] of a group that may be none of our business: nothing, where we may not see it.
+///
+/// # Errors
+/// When the coordinator does not answer.
+pub fn committed_by_other(
+    settings: &Settings,
+    group: &str,
+    topic: &str,
+    partitions: &[i32],
+) -> Result<BTreeMap<i32, Committed>> {
+    match CommittedWatch::new(settings, group, topic)?.read(partitions) {
+        Err(error) if error.code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(BTreeMap::new()),
+        committed => committed,
+    }
+}
+
 /// [`committed`] through a consumer of that group.
 ///
 /// # Errors

@@ -27,6 +27,7 @@ use crate::features::stream::Streams;
 use crate::kafka;
 use crate::kafka::client;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
+use crate::kafka::groups::{Groups, Membership};
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::TopicSet;
 use crate::metrics::Metrics;
@@ -123,6 +124,7 @@ pub fn run(context: &Arc<Context>) -> Result<(), Error> {
         context,
         member,
         wake,
+        has_begun: false,
         owned: BTreeMap::new(),
         trials: BTreeMap::new(),
         running: BTreeMap::new(),
@@ -134,6 +136,31 @@ pub fn run(context: &Arc<Context>) -> Result<(), Error> {
     pool.drain();
     pool.context.status.train().set_assigned(false);
     result
+}
+
+/// Another application that serves the same trials would run each of them, too, under transactional ids of its own:
+/// neither would fence the other, and both would write the same checkpoints.
+fn refuse_others(context: &Context) -> Result<(), Error> {
+    let (settings, trials) = (&context.settings, &context.topics.trials);
+    let own = settings.train_group();
+    let partitions: Vec<i32> = (0..trials.partitions).collect();
+    for (group, other) in Groups::new(settings)?.others(settings, &own)? {
+        let serves = match other.membership {
+            Membership::Unseen => {
+                !kafka::offsets::committed_by_other(settings, &group, &trials.name, &partitions)?.is_empty()
+            }
+            Membership::Nobody | Membership::Members(_) => other.topics.contains(&trials.name),
+        };
+        if serves {
+            let (trials, membership) = (&trials.name, other.membership);
+            return Err(kafka::Error::Topics(format!(
+                "another application serves topic `{trials}`, too: its group `{group}` {membership}, and this is application `{}`. Each trial would be run by both, and their checkpoints would mix. To share the trials, set the same `application_id`; to train apart, set other `topics.trials` and `topics.output`; a group that has ended for good can be deleted (`kafka-consumer-groups.sh --delete --group {group}`)",
+                settings.application_id
+            ))
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// A partition of `trials` that is ours.
@@ -160,6 +187,8 @@ struct Pool<'c> {
     context: &'c Arc<Context>,
     member: Member,
     wake: Wake,
+    /// It has had an assignment before, if only an empty one.
+    has_begun: bool,
     owned: BTreeMap<i32, Owned>,
     trials: BTreeMap<String, Stored>,
     running: BTreeMap<String, Running>,
@@ -247,6 +276,9 @@ impl Pool<'_> {
             Rebalance::Assigned(partitions) => {
                 fail_point!("train.pool.assigned", |code| Err(kafka::Error::injected(code).into()));
                 self.check_partitions()?;
+                if !std::mem::replace(&mut self.has_begun, true) {
+                    refuse_others(self.context)?;
+                }
                 let topic = &self.context.topics.trials.name;
                 let positions = partitions
                     .iter()

@@ -2,6 +2,7 @@
 
 use sweepstream::config::Settings;
 
+use crate::lab::{assert_expected, dealt, points, Lab};
 use crate::support::{
     assert_one_verdict_each, create_topics, eventually, produce, read, sentences, settings, sweepstream, Finished,
     Process, Progress,
@@ -116,4 +117,35 @@ fn the_same_texts_may_be_embedded_into_other_features() {
         [&first, &second].iter().all(|settings| read(settings, &settings.topics.features).len() == 20)
     });
     drop(processes.map(stop));
+}
+
+fn refused_beside_a_living_trainer(name: &str, more: &[&str]) {
+    let lab = Lab::with_points(name, 1, 40);
+    let (first, second) = (&lab.settings, other(&lab.settings));
+    let arguments = [["run", "--stage=train"].as_slice(), more].concat();
+    let process = Process::start(first, &arguments);
+    let _ = process.await_line("assigned");
+    let search = lab.start("name = \"s\"\nmodel = \"mlp\"\nhidden = 4\nepochs = 3\nbatch_size = 8\nvalidation = 5\n");
+    eventually("the trial ends", || lab.has_ended(&search.trials[0].trial));
+    let refused = sweepstream(&second, &arguments);
+    assert_eq!(refused.code, 70, "{}", refused.stderr);
+    let last = refused.stderr.lines().last().unwrap();
+    for named in [&first.train_group(), &first.topics.trials, "application_id"] {
+        assert!(last.contains(named), "{named} is not in: {last}");
+    }
+    // A process of the same application is welcome.
+    let beside = Process::start(first, &arguments);
+    let _ = beside.await_line("assigned");
+    drop([beside, process].map(stop));
+    assert_expected(&lab.output(), &search.trials[0], &dealt(points(40), 1));
+}
+
+#[test]
+fn a_second_application_does_not_run_the_same_trials() {
+    refused_beside_a_living_trainer("trainers", &[]);
+}
+
+#[test]
+fn under_kip_848_a_second_application_does_not_run_the_same_trials() {
+    refused_beside_a_living_trainer("trainers-848", &["-s", "kafka.group_protocol=consumer"]);
 }
