@@ -4,12 +4,14 @@ mod away;
 mod dead_letters;
 mod embed;
 mod expired;
+mod files;
 #[path = "../support/lab.rs"]
 mod lab;
 mod offsets;
 mod outcomes;
 mod ownership;
 mod processes;
+mod produce;
 mod python;
 mod range;
 mod resume;
@@ -22,6 +24,7 @@ mod start;
 mod support;
 mod topics;
 mod train;
+mod unwritable;
 mod weights;
 #[path = "../support/wire.rs"]
 mod wire;
