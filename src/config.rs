@@ -3,6 +3,8 @@
 //! A key that is not a setting is refused with the nearest one that is, and so is a combination that would
 //! break a promise later. What passes here needs no further checks.
 
+pub mod words;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -453,7 +455,7 @@ impl Settings {
                 name: path.display().to_string(),
                 dict: Toml::string(&text)
                     .data()
-                    .map_err(|error| from_figment(error, &path.display().to_string()))?
+                    .map_err(|error| from_figment(error, &path.display().to_string(), None))?
                     .remove(&Profile::Default)
                     .unwrap_or_default(),
             });
@@ -461,7 +463,10 @@ impl Settings {
         let dict = environment_dict(environment)?;
         figment = figment.merge(Named { name: "the environment".into(), dict });
         figment = figment.merge(Named { name: "`--set`".into(), dict: flag_dict(flags) });
-        let mut settings: Settings = figment.extract().map_err(|error| from_figment(error, "the settings"))?;
+        let mut settings: Settings = figment.extract().map_err(|error| {
+            let names = names_at(&figment, &error.path);
+            from_figment(error, "the settings", names)
+        })?;
         settings.read_property_files()?;
         settings.check()?;
         Ok(settings)
@@ -813,7 +818,17 @@ pub fn shortened(message: &str) -> String {
     }
 }
 
-fn from_figment(error: figment::Error, fallback: &str) -> Error {
+/// The names of which the setting at a path is one: asked for by a name that none has.
+fn names_at(figment: &Figment, path: &[String]) -> Option<words::Names> {
+    let (mut dict, path) = (Dict::new(), path.iter().map(String::as_str).collect::<Vec<_>>());
+    insert(&mut dict, &path, Value::from(""));
+    match figment.clone().merge(Named { name: String::new(), dict }).extract::<Settings>() {
+        Err(figment::Error { kind: Kind::UnknownVariant(_, names), .. }) => Some(names),
+        _ => None,
+    }
+}
+
+fn from_figment(error: figment::Error, fallback: &str, names: Option<words::Names>) -> Error {
     let place = error.metadata.as_ref().map_or_else(|| fallback.to_owned(), |metadata| metadata.name.to_string());
     let path = error.path.join(".");
     match &error.kind {
@@ -826,10 +841,10 @@ fn from_figment(error: figment::Error, fallback: &str) -> Error {
             };
             Error::UnknownKey { key: format!("{section}{dot}{field}"), place, hint }
         }
-        kind => Error::Invalid {
+        _ => Error::Invalid {
             key: if path.is_empty() { "(file)".into() } else { path },
             place,
-            message: kind.to_string().trim_end().to_owned(),
+            message: words::misfit(&error, || names).message,
         },
     }
 }

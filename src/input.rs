@@ -1,6 +1,7 @@
 //! Input record → document, or why not. Pure.
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use crate::config::{shortened, Input, InputFormat};
 
@@ -122,7 +123,10 @@ pub fn document(settings: &Input, value: Option<&[u8]>, label: Option<&[u8]>) ->
     let header_label = label.map(|bytes| utf8("the label", bytes)).transpose()?.map(str::to_owned);
     let document = match settings.format {
         InputFormat::Plain => Document { text: utf8("the value", value)?.to_owned(), label: header_label, id: None },
-        InputFormat::Json => json_document(settings, value, header_label)?,
+        InputFormat::Json => {
+            let found = json_document(settings, value)?;
+            Document { label: found.label.or(header_label), ..found }
+        }
     };
     let (bytes, max) = (document.text.len(), settings.text_bytes_max.get());
     if bytes > max {
@@ -134,48 +138,63 @@ pub fn document(settings: &Input, value: Option<&[u8]>, label: Option<&[u8]>) ->
     Ok(document)
 }
 
-fn json_document(settings: &Input, value: &[u8], header_label: Option<String>) -> Result<Document, Invalid> {
-    let _ = utf8("the value", value)?;
-    let [text, label, id] = json_fields([&settings.text_field, &settings.label_field, &settings.id_field], value)
+/// Reads a JSON object. Its text is left to be judged by [`document`].
+///
+/// # Errors
+/// Says why the record is a dead letter.
+pub fn json_document(settings: &Input, value: &[u8]) -> Result<Document, Invalid> {
+    let object = utf8("the value", value)?;
+    let [text, label, id] = json_fields([&settings.text_field, &settings.label_field, &settings.id_field], object)
         // It quotes what it does not like, however long that is.
         .map_err(|error| Invalid::Json(shortened(&error.to_string())))?;
-    let text = match text {
-        Some(Field::Text(text)) => text,
-        Some(other) => {
-            return Err(Invalid::FieldType {
-                field: settings.text_field.clone(),
-                found: other.kind(),
-                wanted: "a string",
-            })
-        }
-        None => return Err(Invalid::MissingField(settings.text_field.clone())),
+    let field = &settings.text_field;
+    let text = match text.map(|text| (text, kind(text))) {
+        Some((text, "a string")) => string(text, field)?,
+        Some((_, found)) => return Err(Invalid::FieldType { field: field.clone(), found, wanted: "a string" }),
+        None => return Err(Invalid::MissingField(field.clone())),
     };
-    let label = scalar(label, &settings.label_field)?.or(header_label);
+    let label = scalar(label, &settings.label_field)?;
     let id = scalar(id, &settings.id_field)?.map(String::into_bytes);
     Ok(Document { text, label, id })
 }
 
-/// A string, number or boolean as text; null is the same as absent.
-fn scalar(value: Option<Field>, field: &str) -> Result<Option<String>, Invalid> {
+/// A string, number or boolean as text, a number with its digits as they are written: as a float, ids of many digits
+/// would become one. Null is the same as absent.
+fn scalar(value: Option<&RawValue>, field: &str) -> Result<Option<String>, Invalid> {
     match value {
-        None | Some(Field::Null) => Ok(None),
-        Some(Field::Text(text)) => Ok(Some(text)),
-        Some(Field::Number(number)) => Ok(Some(number.to_string())),
-        Some(Field::Flag(flag)) => Ok(Some(flag.to_string())),
-        Some(other @ (Field::Array | Field::Object)) => Err(Invalid::FieldType {
-            field: field.to_owned(),
-            found: other.kind(),
-            wanted: "a string, number or boolean",
-        }),
+        Some(value) => match kind(value) {
+            "null" => Ok(None),
+            "a string" => Ok(Some(string(value, field)?)),
+            "a number" | "a boolean" => Ok(Some(value.get().to_owned())),
+            found => Err(Invalid::FieldType { field: field.to_owned(), found, wanted: "a string, number or boolean" }),
+        },
+        None => Ok(None),
     }
 }
 
-/// Fields of an object by name, the last of each. What nobody asked for is skipped and takes no memory.
-fn json_fields(names: [&String; 3], object: &[u8]) -> serde_json::Result<[Option<Field>; 3]> {
+fn string(value: &RawValue, field: &str) -> Result<String, Invalid> {
+    serde_json::from_str(value.get()).map_err(|error| Invalid::Json(format!("field `{field}`: {error}")))
+}
+
+/// What a JSON value is, by its first character: it has been read to its end.
+fn kind(value: &RawValue) -> &'static str {
+    match value.get().as_bytes().first() {
+        Some(b'n') => "null",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'"') => "a string",
+        Some(b'[') => "an array",
+        Some(b'{') => "an object",
+        _ => "a number",
+    }
+}
+
+/// Fields of an object by name, the last of each, as they are written. What nobody asked for is skipped, however deep
+/// it is, and takes no memory.
+fn json_fields<'v>(names: [&String; 3], object: &'v str) -> serde_json::Result<[Option<&'v RawValue>; 3]> {
     struct Object<'n>([&'n String; 3]);
 
     impl<'de> Visitor<'de> for Object<'_> {
-        type Value = [Option<Field>; 3];
+        type Value = [Option<&'de RawValue>; 3];
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("an object")
@@ -184,96 +203,20 @@ fn json_fields(names: [&String; 3], object: &[u8]) -> serde_json::Result<[Option
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut found = [None, None, None];
             while let Some(key) = map.next_key::<String>()? {
-                if !self.0.contains(&&key) {
-                    let _ = map.next_value::<IgnoredAny>()?;
-                    continue;
-                }
-                let value: Field = map.next_value()?;
+                let value: &RawValue = map.next_value()?;
                 // Two settings may name the same field.
                 for (found, _) in found.iter_mut().zip(self.0).filter(|(_, name)| **name == key) {
-                    *found = Some(value.clone());
+                    *found = Some(value);
                 }
             }
             Ok(found)
         }
     }
 
-    let mut deserializer = serde_json::Deserializer::from_slice(object);
+    let mut deserializer = serde_json::Deserializer::from_str(object);
     let found = deserializer.deserialize_map(Object(names))?;
     deserializer.end()?;
     Ok(found)
-}
-
-/// A JSON value; of arrays and objects only what they are.
-#[derive(Clone, Debug)]
-enum Field {
-    Null,
-    Flag(bool),
-    Number(serde_json::Number),
-    Text(String),
-    Array,
-    Object,
-}
-
-impl Field {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Null => "null",
-            Self::Flag(_) => "a boolean",
-            Self::Number(_) => "a number",
-            Self::Text(_) => "a string",
-            Self::Array => "an array",
-            Self::Object => "an object",
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Field {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-
-        impl<'de> Visitor<'de> for Any {
-            type Value = Field;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a JSON value")
-            }
-
-            fn visit_unit<E>(self) -> Result<Field, E> {
-                Ok(Field::Null)
-            }
-
-            fn visit_bool<E>(self, flag: bool) -> Result<Field, E> {
-                Ok(Field::Flag(flag))
-            }
-
-            fn visit_u64<E>(self, number: u64) -> Result<Field, E> {
-                Ok(Field::Number(number.into()))
-            }
-
-            fn visit_i64<E>(self, number: i64) -> Result<Field, E> {
-                Ok(Field::Number(number.into()))
-            }
-
-            fn visit_f64<E>(self, number: f64) -> Result<Field, E> {
-                Ok(serde_json::Number::from_f64(number).map_or(Field::Null, Field::Number))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Field, E> {
-                Ok(Field::Text(text.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Field, A::Error> {
-                IgnoredAny.visit_seq(seq).map(|_| Field::Array)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Field, A::Error> {
-                IgnoredAny.visit_map(map).map(|_| Field::Object)
-            }
-        }
-
-        deserializer.deserialize_any(Any)
-    }
 }
 
 fn utf8<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a str, Invalid> {
@@ -304,9 +247,37 @@ mod tests {
         assert_eq!(header.label.as_deref(), Some("h"));
         let twice =
             document(&json(), Some(br#"{"text": "a", "id": 1.50, "text": "b", "x": {"text": 1}}"#), None).unwrap();
-        assert_eq!((twice.text.as_str(), twice.id.as_deref()), ("b", Some(b"1.5".as_slice())));
+        assert_eq!((twice.text.as_str(), twice.id.as_deref()), ("b", Some(b"1.50".as_slice())));
         let one = Input { id_field: "text".into(), ..json() };
         assert_eq!(document(&one, Some(br#"{"text": "a"}"#), None).unwrap().id.as_deref(), Some(b"a".as_slice()));
+    }
+
+    #[test]
+    fn numbers_keep_their_digits_as_written() {
+        let numbers = ["18446744073709551616", "18446744073709551617", "1e400", "1E+2", "-0", "0.10", "1.0", "-7"];
+        for number in numbers {
+            let value = format!(r#"{{"text": "x", "id": {number} , "label":{number}}}"#);
+            let found = document(&json(), Some(value.as_bytes()), None).unwrap();
+            assert_eq!(found.id.as_deref(), Some(number.as_bytes()));
+            assert_eq!(found.label.as_deref(), Some(number));
+        }
+        for wrong in ["01", "1.", "+1", "NaN", "Infinity", "0x1"] {
+            let value = format!(r#"{{"text": "x", "id": {wrong}}}"#);
+            assert_eq!(
+                document(&json(), Some(value.as_bytes()), None).unwrap_err().reason(),
+                "invalid_json",
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_may_be_as_deep_as_it_likes() {
+        let (open, close) = ("[".repeat(100_000), "]".repeat(100_000));
+        let value = format!(r#"{{"text": "x", "meta": {open}{close}}}"#);
+        assert_eq!(document(&json(), Some(value.as_bytes()), None).unwrap().text, "x");
+        let value = format!(r#"{{"text": "x", "id": {open}{close}}}"#);
+        assert_eq!(document(&json(), Some(value.as_bytes()), None).unwrap_err().reason(), "field_type");
     }
 
     #[test]
@@ -331,6 +302,8 @@ mod tests {
         assert_eq!(reason(&json(), Some(b"{}")), "missing_field");
         assert_eq!(reason(&json(), Some(br#"{"text": 7}"#)), "field_type");
         assert_eq!(reason(&json(), Some(br#"{"text": "a", "label": {}}"#)), "field_type");
+        assert_eq!(reason(&json(), Some(br#"{"text": "\ud800"}"#)), "invalid_json");
+        assert_eq!(reason(&json(), Some(br#"{"text": "a", "id": "\ud800"}"#)), "invalid_json");
         assert_eq!(document(&plain, Some(b"ab"), Some(b"\xff")).unwrap_err().reason(), "invalid_utf8");
     }
 }

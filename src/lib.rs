@@ -32,6 +32,9 @@
 //! - [`status`]: what this process is doing right now
 //! - [`http`]: both of them for others to read
 
+// They panic where nobody can read: `cli::output` does not.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 // Apart by blank lines, so that rustfmt keeps the order.
 
 pub mod cli;

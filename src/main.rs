@@ -1,5 +1,7 @@
 //! sweepstream: texts on one topic become matrices on another, exactly once; trials replay those and train.
 
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 use std::process::ExitCode;
 
 use sweepstream::cli;
@@ -11,11 +13,5 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // Before any thread: a trial computes on one thread, and matmul asks this variable each time.
     std::env::set_var("RAYON_NUM_THREADS", "1");
-    match cli::main() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("sweepstream: {}", failure.message());
-            ExitCode::from(failure.code)
-        }
-    }
+    cli::main()
 }

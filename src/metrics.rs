@@ -1,6 +1,7 @@
 //! All Prometheus handles, one struct for each stage. Help texts are what `/metrics` and docs/metrics.md show.
 
 use std::cell::RefCell;
+use std::sync::LazyLock;
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
@@ -11,6 +12,12 @@ use prometheus::{
 
 /// A name was registered twice or is not a valid one.
 pub type Error = prometheus::Error;
+
+/// Log lines that standard error did not take. Of the process, not of [`Metrics`]: logging begins before those.
+pub static LOG_LINES_DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
+    let help = "Lines that standard error did not take: its disk is full, or its reader is gone.";
+    IntCounter::new("sweepstream_log_lines_dropped_total", help).expect("the name is one that Prometheus takes")
+});
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +172,7 @@ impl Metrics {
             .gauges("build_info", "Always 1; the version is a label.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
+        let _ = registrar.add("counter", LOG_LINES_DROPPED.clone())?;
         registrar.process()?;
         let Registrar { registry, described } = registrar;
         Ok((Self { registry, stages, embed, train }, described.into_inner()))

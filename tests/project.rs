@@ -593,6 +593,86 @@ fn values_of_the_wrong_type_are_named_with_their_place() {
     assert!(message(from_text("kafka = [")).contains("settings.toml"));
 }
 
+/// What serde and its like say of Rust's types.
+const FOREIGN_WORDS: [&str; 9] =
+    ["expected", "invalid type", "invalid value", "variant", "u32", "usize", "f64", "struct", "sequence"];
+
+#[track_caller]
+fn assert_in_the_users_words(message: &str, wanted: &str) {
+    assert!(message.contains(wanted), "{wanted:?} is not in: {message}");
+    let foreign = FOREIGN_WORDS.iter().find(|word| message.contains(**word));
+    assert_eq!(foreign, None, "{message}");
+}
+
+#[test]
+fn what_a_setting_should_be_is_said_in_the_users_words() {
+    for (text, wanted) in [
+        ("[kafka]\nsession_timeout = 6", "is 6, not a time such as `10s`"),
+        ("[kafka]\nsession_timeout = \"soon\"", "is \"soon\", not a time such as `10s`"),
+        ("[kafka]\ngroup_protocol = \"modern\"", "is \"modern\", not one of `classic`, `consumer`"),
+        ("[embed]\nmax_length = 0", "is 0, not a whole number from 1 to 9223372036854775807"),
+        ("[embed]\nmax_length = \"long\"", "is \"long\", not a whole number from 1"),
+        ("[embed]\nmax_length = 1.5", "is 1.5, not a whole number from 1"),
+        ("[embed]\nsessions = -1", "is -1, not a whole number from 1"),
+        ("[run]\nrebuilds_max = 5000000000", "is 5000000000, not a whole number from 1 to 4294967295"),
+        ("[train]\nshared_bytes = []", "is a list, not a whole number from 0"),
+        ("[embed]\nrows = \"tokn\"", "is \"tokn\", not one of `word`, `token`; did you mean `token`?"),
+        ("[embed]\nrows = 3", "is 3, not one of `word`, `token`"),
+        ("[embed]\nrows = [\"word\"]", "is a list, not one of `word`, `token`"),
+        ("[embed]\nfrom_start = \"yes\"", "is \"yes\", not true or false"),
+        ("[topics]\ntexts = 3", "is 3, not text"),
+        ("[topics]\ndir = 3", "is 3, not a path"),
+        ("kafka = 3", "is 3, not a table"),
+    ] {
+        assert_in_the_users_words(&message(from_text(text)), wanted);
+    }
+    let variable = message(layered(None, &[("SWEEPSTREAM_RUN__REBUILDS_MAX", "many")]));
+    assert_in_the_users_words(&variable, "is \"many\", not a whole number from 1 to 4294967295");
+}
+
+#[test]
+fn what_a_key_of_a_search_should_be_is_said_in_the_users_words() {
+    for (text, wanted) in [
+        ("name = \"s\"\nmodel = \"mlp\"\nlearning_rate = \"fast\"", "`learning_rate` is \"fast\", not a number"),
+        ("name = \"s\"\nmodel = \"mlp\"\nbatch_size = -1", "is -1, not a whole number from 0 to 4294967295"),
+        ("name = \"s\"\nmodel = \"mlp\"\nbatch_size = [8, \"x\"]", "is \"x\", not a whole number"),
+        ("name = \"s\"\nmodel = \"mlp\"\nshuffle = 1", "`shuffle` is 1, not true or false"),
+        ("name = \"s\"\nmodel = \"mpl\"", "is \"mpl\", not one of `autoencoder`, `mlp`; did you mean `mlp`?"),
+        ("name = \"s\"\nmodel = 1", "is 1, not one of `autoencoder`, `mlp`"),
+        (
+            "name = \"s\"\nmodel = \"mlp\"\nobjective = \"accuracy\"",
+            "not one of `validation_accuracy`, `validation_macro_f1`, `validation_loss`, `loss`",
+        ),
+        ("name = \"s\"\nmodel = \"autoencoder\"\nlayers = [1, \"x\"]", "of which one is \"x\", not a whole number"),
+        ("name = 3\nmodel = \"mlp\"", "`name` is 3, not text"),
+        ("name = \"s\"\nmodel = \"mlp\"\nseed = \"x\"", "`seed` is \"x\", not a whole number"),
+    ] {
+        assert_in_the_users_words(&Search::parse(text).unwrap_err().to_string(), wanted);
+    }
+}
+
+#[test]
+fn what_a_declaration_of_a_topic_should_say_is_said_in_the_users_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = Settings::default();
+    settings.topics.dir = Some(folder.path().into());
+    for (text, wanted) in [
+        ("partitions = \"four\"\nreplication_factor = 1", "`partitions` is neither a whole number nor"),
+        ("partitions = 4\nreplication_factor = \"all\"", "`replication_factor` is \"all\", not a whole number"),
+        ("partitions = 4", "lacks the key `replication_factor`"),
+        (
+            "partitions = 4\nreplication_factor = 1\n[required]\n\"retention.ms\" = 7",
+            "`required.retention.ms` is 7, not a table",
+        ),
+        ("partitions = 4\nreplication_factor = 1\nrequird = {}", "has no key `requird`; did you mean `required`?"),
+    ] {
+        std::fs::write(folder.path().join("texts.toml"), text).unwrap();
+        let error = sweepstream::kafka::topics::Declarations::load(&settings).unwrap_err().to_string();
+        assert!(error.contains("texts.toml"), "{error}");
+        assert_in_the_users_words(&error, wanted);
+    }
+}
+
 // --- The command line
 
 struct Ended {
@@ -728,6 +808,16 @@ fn wrong_flags_end_with_64_and_wrong_settings_with_78() {
         assert_eq!(ended.code, Some(78), "{arguments:?}: {}", ended.stderr);
         assert!(ended.stderr.starts_with("sweepstream: "), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn an_empty_variable_is_one_that_is_not_set() {
+    for name in ["SWEEPSTREAM_CONFIG", "SWEEPSTREAM_PARTS"] {
+        let ended = sweepstream(&["config"], &[(name, "")]);
+        assert_eq!(ended.code, Some(0), "{name}: {}", ended.stderr);
+    }
+    let empty = sweepstream(&["config", "--config", ""], &[]);
+    assert_eq!(empty.code, Some(64), "{}", empty.stderr);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::output::write_out;
+use super::output::{say, write_out};
 use super::run::{runtime, Signals};
 use super::{Environment, Result};
 use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
@@ -45,8 +45,8 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     let runtime = runtime()?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let mut broker = LocalBroker::start(parts, &options)?;
-    eprintln!("Kafka answers; its log is {}", broker.log().display());
-    eprintln!("export SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers());
+    say(format_args!("Kafka answers; its log is {}", broker.log().display()));
+    say(format_args!("export SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers()));
     write_out(broker.bootstrap_servers())?;
     runtime.block_on(async {
         loop {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::{connect, Environment, Result};
+use super::output::say;
+use super::{connect, file, Environment, Result};
 use crate::config::Settings;
 use crate::kafka::offsets::Watermarks;
 use crate::train::checkpoint::sha256_hex;
@@ -44,8 +45,8 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
     let Command::Export { trial, file } = arguments.command;
     let stored = super::trials::find(&environment.settings, &trial)?;
     let exported = export(&environment.settings, &stored)?;
-    std::fs::write(&file, &exported).with_context(|| format!("writing {}", file.display()))?;
-    eprintln!("{}: {} bytes, sha256 {}", file.display(), exported.len(), sha256_hex(&exported));
+    file::write(&file, &exported)?;
+    say(format_args!("{}: {} bytes, sha256 {}", file.display(), exported.len(), sha256_hex(&exported)));
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 
-use super::output::{write_out, Progress};
+use super::output::{say, write_out, Progress};
 use super::produce::{produce, Input};
 use super::run::{runtime, Signals};
 use super::search;
@@ -42,7 +42,7 @@ pub fn run(environment: Environment, arguments: &Arguments) -> Result {
     settings.kafka.bootstrap_servers = broker.bootstrap_servers().to_owned();
     // Whatever leads to the user's own cluster (TLS, SASL) does not fit this one.
     settings.kafka.properties.clear();
-    say(&format!("Kafka runs at {} (its log: {})", broker.bootstrap_servers(), broker.log().display()));
+    say(format_args!("Kafka runs at {} (its log: {})", broker.bootstrap_servers(), broker.log().display()));
     let topology = Topology::start(&settings, &parts, &Stage::ALL)?;
     let worked = work(&settings, &topology, &brown, began, arguments.keep);
     if let (Ok(()), true) = (&worked, arguments.keep) {
@@ -58,11 +58,11 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     let sentences = sentences(brown)?;
     let count = sentences.len() as u64;
     let mut progress = Progress::new("producing texts", "sentences", count);
-    let _ = produce(settings, sentences.into_iter().map(Ok), Some(&mut progress))?;
+    let _ = produce(settings, sentences, &mut progress)?;
     progress.finish();
     embed(topology, count)?;
     let started = start(settings, SEARCH, ".".as_ref(), |_, _| {})?;
-    say(&format!("search {} has {} trials over {count} matrices", started.id, started.trials.len()));
+    say(format_args!("search {} has {} trials over {count} matrices", started.id, started.trials.len()));
     train(topology, &started)?;
     let board = search::leaderboard(settings, &started.id)?;
     write_out(&format!("\n{}", board.text()))?;
@@ -71,7 +71,7 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let file = folder.join("best.safetensors");
     let exported = checkpoint::export(settings, &trials::find(settings, &best.trial)?)?;
-    std::fs::write(&file, exported).with_context(|| format!("writing {}", file.display()))?;
+    super::file::write(&file, &exported)?;
     let picture = folder.join("search.svg");
     plot::write(settings, &started.id, &picture, plot::Format::Svg)?;
     let (label, share) = majority(&started);
@@ -155,7 +155,7 @@ fn wait(topology: &Topology, mut done: impl FnMut() -> bool) -> Result {
 }
 
 fn keep(broker: &LocalBroker, topology: &Topology) -> Result {
-    say(&format!("everything is left running at {}; Ctrl-C ends it", broker.bootstrap_servers()));
+    say(format_args!("everything is left running at {}; Ctrl-C ends it", broker.bootstrap_servers()));
     runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let ended = topology.ended();
@@ -218,10 +218,6 @@ fn untagged(sentence: &str) -> String {
         text.push_str(word);
     }
     text
-}
-
-fn say(line: &str) {
-    eprintln!("{line}");
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod completions;
 mod config;
 mod demo;
 mod figure;
+mod file;
 mod health;
 mod output;
 mod parts;
@@ -19,6 +20,7 @@ mod trials;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use rdkafka::error::KafkaError;
@@ -35,6 +37,8 @@ mod code {
     pub const UNAVAILABLE: u8 = 69;
     pub const SOFTWARE: u8 = 70;
     pub const CONFIG: u8 = 78;
+    /// 128 and the number of SIGINT, as shells have it.
+    pub const INTERRUPTED: u8 = 130;
 }
 
 /// Why the program ends otherwise than well.
@@ -137,12 +141,12 @@ Settings: defaults < --config FILE < SWEEPSTREAM_<SECTION>__<KEY> < --set;
 `sweepstream config` shows what they come to.
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 no broker answers, 70 a stage failed for good,
-78 settings, topics or parts are not as they must be, 130 ended by a second signal.";
+78 settings, topics or parts are not as they must be, 130 interrupted: `run` by a second signal.";
 
 #[derive(Debug, Args)]
 struct Global {
-    /// Settings file (TOML)
-    #[arg(long, short, global = true, value_name = "FILE", env = "SWEEPSTREAM_CONFIG")]
+    /// Settings file (TOML) [env: SWEEPSTREAM_CONFIG=]
+    #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// One setting, e.g. `--set embed.max_length=128`; may be repeated
     #[arg(long = "set", short, global = true, value_name = "KEY=VALUE")]
@@ -187,21 +191,31 @@ struct Environment {
     parts: Parts,
 }
 
-/// Parses the command line and does what it says.
-///
-/// # Errors
-/// With the exit code that fits.
-pub fn main() -> Result {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+/// Parses the command line, does what it says, and says why that failed, with the exit code that fits.
+pub fn main() -> ExitCode {
+    let done = match Cli::try_parse() {
+        Ok(cli) => run(cli),
+        // Help and version are no failures, and go to standard output.
+        Err(help) if !help.use_stderr() => output::forgiving(help.print()).map_err(Failure::from),
         Err(error) => {
-            // Help and version are no failures, and go to standard output.
-            let code = if error.use_stderr() { code::USAGE } else { 0 };
             drop(error.print());
-            std::process::exit(code.into());
+            return ExitCode::from(code::USAGE);
         }
     };
-    let settings = Settings::load(cli.global.config.as_deref(), &flags(&cli.global.set)?)?;
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::say(format_args!("sweepstream: {}", failure.message()));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result {
+    // An empty variable is one that is not set, as an empty SWEEPSTREAM_PARTS is; clap would take it for a mistake.
+    let named = || std::env::var_os("SWEEPSTREAM_CONFIG").filter(|file| !file.is_empty()).map(PathBuf::from);
+    let file = cli.global.config.or_else(named);
+    let settings = Settings::load(file.as_deref(), &flags(&cli.global.set)?)?;
     start_logging(&settings)?;
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let unknown = crate::config::unknown_variables(names);
@@ -254,6 +268,8 @@ fn start_logging(settings: &Settings) -> Result {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| output::LogWriter)
+        // They would be printed in a way that panics.
+        .log_internal_errors(false)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()));
     // A second subscriber can only exist in tests.

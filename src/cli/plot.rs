@@ -1,16 +1,17 @@
 //! `plot`: a search as a picture.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, Context};
+use anyhow::anyhow;
 use clap::Args;
 use serde_json::Value;
 
 use super::figure::{short, with_thousands, Figure, Panel, Scale, Section, Series, Shape, Style, HIGHLIGHTS_MAX};
+use super::output::say;
 use super::search::{results, Measurements, Results};
 use super::{connect, trials, Environment, Failure, Result};
-use crate::config::Settings;
+use crate::config::{shortened, Settings};
 use crate::output::{Measurement, Objective};
 use crate::train::record::TrialRecord;
 
@@ -40,7 +41,7 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     };
     connect(environment)?;
     write(&environment.settings, &arguments.search, file, format)?;
-    eprintln!("search {} is drawn in {}", arguments.search, file.display());
+    say(format_args!("search {} is drawn in {}", arguments.search, file.display()));
     Ok(())
 }
 
@@ -57,19 +58,45 @@ pub enum Format {
 ///
 /// # Errors
 /// When there is no such search, it has no measurements, or the file cannot be written.
-pub fn write(settings: &Settings, search: &str, file: &PathBuf, format: Format) -> Result {
+pub fn write(settings: &Settings, search: &str, file: &Path, format: Format) -> Result {
     let results = results(settings, search)?;
     if results.trials.iter().all(|trial| trial.1.is_empty()) {
-        return Err(
-            anyhow!("search `{search}` has no measurements yet; the first come with the first checkpoints").into()
-        );
+        return Err(nothing_measured(search, &results).into());
     }
     let figure = figure(search, &results);
     let bytes = match format {
         Format::Svg => figure.svg()?.into_bytes(),
         Format::Png => figure.png()?,
     };
-    Ok(std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))?)
+    Ok(super::file::write(file, &bytes)?)
+}
+
+/// Says whether measurements are still to come, and what became of trials that ended without.
+fn nothing_measured(search: &str, results: &Results) -> anyhow::Error {
+    let mut ended: BTreeMap<&str, (usize, Option<&str>)> = BTreeMap::new();
+    for outcome in results.trials.iter().filter_map(|(record, _)| record.outcome.as_ref()) {
+        let (count, reason) = ended.entry(outcome.state.name()).or_default();
+        *count += 1;
+        *reason = reason.or(outcome.reason.as_deref());
+    }
+    let count: usize = ended.values().map(|(count, _)| count).sum();
+    let ended: Vec<String> = ended
+        .into_iter()
+        .map(|(state, (count, reason))| match reason {
+            Some(reason) => format!("{count} {state} ({})", shortened(reason)),
+            None => format!("{count} {state}"),
+        })
+        .collect();
+    let ended = format!("{}; `sweepstream trials list --search {search}` says more", ended.join(", "));
+    match results.trials.len() - count {
+        0 => anyhow!("search `{search}` has no measurements: all its trials ended without one, {ended}"),
+        _ if count == 0 => {
+            anyhow!("search `{search}` has no measurements yet; the first come with the first checkpoints")
+        }
+        open => anyhow!(
+            "search `{search}` has no measurements yet: {open} trials are still open, the others ended without one, {ended}"
+        ),
+    }
 }
 
 fn figure(search: &str, results: &Results) -> Figure {

@@ -3,21 +3,32 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{anyhow, Context};
 use clap::Args;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
 
-use super::output::Progress;
-use super::{connect, Environment, Result};
+use super::output::{say, Progress};
+use super::run::{runtime, Signals};
+use super::{code, connect, Environment, Failure, Result};
 use crate::config::{InputFormat, Settings};
-use crate::input::LABEL_HEADER;
+use crate::input::{json_document, LABEL_HEADER};
 use crate::kafka::client;
-use crate::kafka::topics::Declarations;
+use crate::kafka::topics::{describe, Declarations};
+
+/// Lines that are read ahead.
+const LINES_AHEAD: usize = 64;
+/// What librdkafka puts into a batch, and takes as a record, unless told otherwise.
+const CLIENT_LIMIT_BYTES: usize = 1_000_000;
+/// How often a wait looks whether it is over otherwise.
+const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -25,15 +36,23 @@ Examples:
   sweepstream produce corpus.txt                 each line is a text, without a key
   cut -f2 mails.tsv | sweepstream produce -
   sweepstream produce --json reviews.jsonl       {\"id\": \"7\", \"text\": \"…\", \"label\": \"good\"}
+  sweepstream produce --json --skip 6 reviews.jsonl
 
-With --json, `id` becomes the key and `label` the label header; the names of the fields are settings (input.*).
-With `input.format = \"json\"` lines are produced as they are, and `id` becomes the key.")]
+With --json, `id` becomes the key and `label` the label header, numbers with their digits as written;
+the names of the fields are settings (input.*). With `input.format = \"json\"` lines are produced as
+they are, and `id` becomes the key. A byte-order mark at a file's start is skipped.
+
+At the first line that is no record it stops, and says how many were delivered before and with
+which --skip to go on. Ctrl-C stops it in the same way, with code 130.")]
 pub struct Arguments {
     /// File with a record for each line; `-` is standard input
     file: PathBuf,
     /// Lines are JSON objects
     #[arg(long)]
     json: bool,
+    /// Leave out the first N lines: those that an earlier call has delivered
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip: usize,
 }
 
 /// A record to be produced.
@@ -50,107 +69,337 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     connect(environment)?;
     let settings = &environment.settings;
     let _ = Declarations::load(settings)?.create_missing(settings)?;
-    let reader: Box<dyn BufRead> = if arguments.file.as_os_str() == "-" {
-        Box::new(BufReader::new(io::stdin()))
+    let standard_input = arguments.file.as_os_str() == "-";
+    let (name, reader): (String, Box<dyn BufRead + Send>) = if standard_input {
+        ("standard input".into(), Box::new(BufReader::new(io::stdin())))
     } else {
-        let file = File::open(&arguments.file).with_context(|| format!("opening {}", arguments.file.display()))?;
-        Box::new(BufReader::new(file))
+        let name = arguments.file.display().to_string();
+        let file = File::open(&arguments.file).with_context(|| format!("opening {name}"))?;
+        (name, Box::new(BufReader::new(file)))
     };
-    let json = arguments.json || settings.input.format == InputFormat::Json;
-    let name = arguments.file.display().to_string();
-    let lines = reader.split(b'\n').enumerate().map(|(number, line)| {
-        let mut line = line.with_context(|| format!("reading {name} line {}", number + 1))?;
-        if line.last() == Some(&b'\r') {
-            let _ = line.pop();
+    let runtime = runtime()?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let signals = runtime.block_on(async { Signals::new() })?;
+    drop(runtime.spawn(interrupt(signals, Arc::clone(&interrupted))));
+    let outgoing = Outgoing::new(settings, interrupted)?;
+    let lines = read_ahead(reader)?;
+    let (last, stop) = feed(settings, arguments, &lines, &outgoing);
+    outgoing.settle(settings.run.drain_timeout);
+    match (outgoing.first_failure(), stop) {
+        (Some(failure), _) => Err(outgoing.report(&failure, &name, arguments.skip)),
+        (None, Some(stop)) => Err(stop.report(&name, arguments.skip, last)),
+        (None, None) => {
+            say(format_args!("produced {} records to topic `{}`", last - arguments.skip, settings.topics.texts));
+            Ok(())
         }
-        if json {
-            from_json(settings, line).with_context(|| format!("{name} line {}", number + 1))
-        } else {
-            Ok(Input { key: None, value: line, label: None })
-        }
-    });
-    let count = produce(settings, lines, None)?;
-    eprintln!("produced {count} records to topic `{}`", settings.topics.texts);
-    Ok(())
+    }
 }
 
-fn from_json(settings: &Settings, line: Vec<u8>) -> anyhow::Result<Input> {
-    let input = &settings.input;
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&line).context("not a JSON object")?;
-    let scalar = |field: &str| match object.get(field) {
-        Some(serde_json::Value::String(text)) => Some(text.clone()),
-        Some(serde_json::Value::Null) | None => None,
-        Some(other) => Some(other.to_string()),
+/// Notes the first signal; ends the process at the second.
+async fn interrupt(mut signals: Signals, interrupted: Arc<AtomicBool>) {
+    let name = signals.next().await;
+    interrupted.store(true, Ordering::Relaxed);
+    tracing::info!(signal = name, "waiting for what is under way; a second signal ends at once");
+    let _ = signals.next().await;
+    std::process::exit(code::INTERRUPTED.into());
+}
+
+/// Reads lines on a thread of its own: one that waits for standard input cannot be interrupted.
+fn read_ahead(mut reader: Box<dyn BufRead + Send>) -> io::Result<Receiver<io::Result<Vec<u8>>>> {
+    let (sender, lines) = crossbeam_channel::bounded(LINES_AHEAD);
+    let read = move || loop {
+        let mut line = Vec::new();
+        let read = match reader.read_until(b'\n', &mut line) {
+            Ok(0) => return,
+            Ok(_) => Ok(line),
+            Err(error) => Err(error),
+        };
+        let failed = read.is_err();
+        // Nobody waits for more once a line is wrong.
+        if sender.send(read).is_err() || failed {
+            return;
+        }
     };
-    let key = scalar(&input.id_field).map(String::into_bytes);
-    if input.format == InputFormat::Json {
-        return Ok(Input { key, value: line, label: None });
+    let _ = std::thread::Builder::new().name("lines".into()).spawn(read)?;
+    Ok(lines)
+}
+
+/// Why lines were not produced to the end.
+#[derive(Debug)]
+enum Stop {
+    /// The line after the last that was sent is no record.
+    Line(String),
+    /// No line is wrong: the input could not be read any further.
+    Reading(io::Error),
+    /// By a signal.
+    Interrupted,
+    /// There are fewer lines than were to be left out.
+    Short,
+}
+
+/// Sends line after line, until one is wrong or a record is not delivered; the last that was sent or left out, and what
+/// is wrong with the one after it.
+fn feed(
+    settings: &Settings,
+    arguments: &Arguments,
+    lines: &Receiver<io::Result<Vec<u8>>>,
+    outgoing: &Outgoing,
+) -> (usize, Option<Stop>) {
+    let json = arguments.json || settings.input.format == InputFormat::Json;
+    let mut last = 0;
+    loop {
+        let line = match lines.recv_timeout(LOOK) {
+            Err(RecvTimeoutError::Disconnected) => return (last, (last < arguments.skip).then_some(Stop::Short)),
+            _ if outgoing.interrupted() => return (last, Some(Stop::Interrupted)),
+            _ if outgoing.first_failure().is_some() => return (last, None),
+            Err(RecvTimeoutError::Timeout) => continue,
+            Ok(Err(error)) => return (last, Some(Stop::Reading(error))),
+            Ok(Ok(line)) => line,
+        };
+        let line = match if last == 0 { unmarked(line) } else { Ok(line) } {
+            Ok(line) if line.is_empty() => continue,
+            Ok(line) => without_end(line),
+            Err(encoding) => return (last, Some(Stop::Line(encoding))),
+        };
+        if last >= arguments.skip {
+            let plain = |value| Ok(Input { key: None, value, label: None });
+            let record = if json { from_json(settings, line) } else { plain(line) };
+            match record {
+                Err(invalid) => return (last, Some(Stop::Line(invalid))),
+                Ok(record) if outgoing.send(last + 1, &record) => {}
+                Ok(_) => return (last, outgoing.interrupted().then_some(Stop::Interrupted)),
+            }
+        }
+        last += 1;
     }
-    let text = object.get(&input.text_field).and_then(|text| text.as_str());
-    let text = text.with_context(|| format!("no text in the field `{}`", input.text_field))?;
-    Ok(Input { key, value: text.as_bytes().to_vec(), label: scalar(&input.label_field) })
+}
+
+/// A file's first line without its byte-order mark; empty, if there was nothing else in the file.
+fn unmarked(mut line: Vec<u8>) -> Result<Vec<u8>, String> {
+    let encoding = match line.as_slice() {
+        [0xef, 0xbb, 0xbf, ..] => {
+            drop(line.drain(..3));
+            return Ok(line);
+        }
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => "UTF-32",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
+        _ => return Ok(line),
+    };
+    Err(format!("the file is {encoding}, by its byte-order mark; `iconv -f {encoding} -t UTF-8` makes it UTF-8"))
+}
+
+fn without_end(mut line: Vec<u8>) -> Vec<u8> {
+    for end in *b"\n\r" {
+        if line.last() == Some(&end) {
+            let _ = line.pop();
+        }
+    }
+    line
+}
+
+/// A line as the embed stage would read it. What only the stage can judge, such as an empty text, is left to it.
+fn from_json(settings: &Settings, line: Vec<u8>) -> Result<Input, String> {
+    let document = json_document(&settings.input, &line).map_err(|invalid| invalid.to_string())?;
+    Ok(match settings.input.format {
+        InputFormat::Json => Input { key: document.id, value: line, label: None },
+        InputFormat::Plain => Input { key: document.id, value: document.text.into_bytes(), label: document.label },
+    })
+}
+
+impl Stop {
+    /// What to tell the user, once all lines up to `last` were delivered, but for the first `skip`.
+    fn report(self, name: &str, skip: usize, last: usize) -> Failure {
+        let (wrong, delivered) = (last + 1, delivered(last.saturating_sub(skip)));
+        let go_on = format!("go on with `--skip {last}`");
+        match self {
+            Self::Line(why) => anyhow!(
+                "{name} line {wrong}: {why}; {delivered} before it; mend the line and {go_on}, or leave it out with \
+                 `--skip {wrong}`"
+            )
+            .into(),
+            Self::Reading(error) => anyhow!("{name} line {wrong}: {error}; {delivered} before it; {go_on}").into(),
+            Self::Interrupted => {
+                let error = anyhow!("{name}: interrupted after line {last}; {delivered}; {go_on}");
+                Failure { code: code::INTERRUPTED, error }
+            }
+            Self::Short => Failure::usage(format!("{name} has {last} lines, and `--skip {skip}` leaves out more")),
+        }
+    }
+}
+
+fn delivered(count: usize) -> String {
+    format!("{count} {} delivered", if count == 1 { "record was" } else { "records were" })
 }
 
 /// Produces records and waits until all have arrived; returns how many.
 ///
 /// # Errors
-/// The first record that could not be read or was refused.
-pub fn produce(
-    settings: &Settings,
-    records: impl Iterator<Item = anyhow::Result<Input>>,
-    mut progress: Option<&mut Progress>,
-) -> anyhow::Result<u64> {
-    let config = client::producer(settings);
-    let failures = Failures::default();
-    let producer: ThreadedProducer<Failures> = ThreadedProducer::from_config_and_context(&config, failures.clone())?;
+/// The first record that was not delivered.
+pub fn produce(settings: &Settings, records: Vec<Input>, progress: &mut Progress) -> anyhow::Result<usize> {
+    let outgoing = Outgoing::new(settings, Arc::default())?;
     let mut count = 0;
     for record in records {
-        let record = record?;
-        let mut outgoing: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&settings.topics.texts).payload(&record.value);
+        if !outgoing.send(count + 1, &record) || outgoing.first_failure().is_some() {
+            break;
+        }
+        count += 1;
+        progress.set(count as u64, "");
+    }
+    outgoing.settle(settings.run.drain_timeout);
+    match outgoing.first_failure() {
+        Some(Undelivered { line, error }) => Err(error).with_context(|| format!("record {line} was not delivered")),
+        None => Ok(count),
+    }
+}
+
+/// Records on their way to the input topic, by the numbers of their lines.
+struct Outgoing {
+    topic: String,
+    /// What bounds a record, in words.
+    limit: String,
+    producer: ThreadedProducer<Deliveries>,
+    deliveries: Deliveries,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Outgoing {
+    fn new(settings: &Settings, interrupted: Arc<AtomicBool>) -> anyhow::Result<Self> {
+        let topic = settings.topics.texts.clone();
+        let mut config = client::producer(settings);
+        let set = |name: &str| settings.kafka.properties.get(name);
+        // Who may only write is not told.
+        let configs = describe(settings, std::iter::once(topic.as_str())).unwrap_or_default();
+        let limit: Option<usize> = configs.get(&topic).and_then(|config| config.get("max.message.bytes")?.parse().ok());
+        let mut words = format!(
+            "`message.max.bytes` of this client is {}; raise it in `kafka.properties`",
+            set("message.max.bytes").map_or("1000000", String::as_str)
+        );
+        if let Some(limit) = limit {
+            // What the broker refuses is a batch: one that is over the limit must not hold other records.
+            if set("batch.size").is_none() {
+                let _ = config.set("batch.size", limit.clamp(1, CLIENT_LIMIT_BYTES).to_string());
+            }
+            if set("message.max.bytes").is_none() {
+                // The broker weighs what was compressed, the client what was not.
+                let compressed = set("compression.type").or(set("compression.codec")).is_some();
+                let least = if compressed { CLIENT_LIMIT_BYTES } else { 1_000 };
+                let _ = config.set("message.max.bytes", limit.clamp(least, 1_000_000_000).to_string());
+            }
+            if set("message.max.bytes").and_then(|bytes| bytes.parse().ok()).is_none_or(|bytes: usize| limit < bytes) {
+                words = format!("`max.message.bytes` of topic `{topic}` is {limit}; raise it");
+            }
+        }
+        let deliveries = Deliveries::default();
+        let producer = ThreadedProducer::from_config_and_context(&config, deliveries.clone())?;
+        Ok(Self { topic, limit: words, producer, deliveries, interrupted })
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// The first line, by its number, whose record was not delivered.
+    fn first_failure(&self) -> Option<Undelivered> {
+        self.deliveries.0.lock().failure.clone()
+    }
+
+    /// Queues a record, however long the queue is full; false after an interrupt, or if the client refuses it.
+    fn send(&self, line: usize, record: &Input) -> bool {
+        let mut outgoing: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(&self.topic, line).payload(&record.value);
         outgoing.key = record.key.as_deref();
         if let Some(label) = &record.label {
             let header = Header { key: LABEL_HEADER, value: Some(label) };
             outgoing.headers = Some(OwnedHeaders::new().insert(header));
         }
         loop {
-            match producer.send(outgoing) {
-                Ok(()) => break,
+            match self.producer.send(outgoing) {
+                Ok(()) => return true,
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
                     outgoing = refused;
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                Err((error, _)) => return Err(error).with_context(|| format!("record {}", count + 1)),
+                Err((error, _)) => {
+                    self.deliveries.failed(line, error);
+                    return false;
+                }
+            }
+            if self.interrupted() {
+                return false;
             }
         }
-        failures.check()?;
-        count += 1;
-        if let Some(progress) = progress.as_deref_mut() {
-            progress.set(count, "");
+    }
+
+    /// Waits until each record has its verdict; after an interrupt, so long at most.
+    fn settle(&self, after_interrupt: Duration) {
+        let mut until = None;
+        // The producer's own thread serves delivery reports, so this only waits.
+        while self.producer.in_flight_count() > 0 {
+            std::thread::sleep(Duration::from_millis(2));
+            if self.interrupted() && Instant::now() > *until.get_or_insert_with(|| Instant::now() + after_interrupt) {
+                self.producer.purge(PurgeConfig::default().queue().inflight());
+            }
         }
     }
-    // The producer's own thread serves delivery reports, so this only waits.
-    while producer.in_flight_count() > 0 {
-        std::thread::sleep(Duration::from_millis(2));
+
+    /// What to tell the user, once each record has its verdict, of the first line that was not delivered.
+    fn report(&self, Undelivered { line, error }: &Undelivered, name: &str, skip: usize) -> Failure {
+        let before = line - 1 - skip;
+        let after = self.deliveries.0.lock().delivered.saturating_sub(before);
+        let (why, mend) = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+                (format!("it is too large: {}", self.limit), format!(", or leave it out with `--skip {line}`"))
+            }
+            Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => {
+                ("interrupted while it was under way".to_owned(), String::new())
+            }
+            _ => (error.to_string(), String::new()),
+        };
+        let again = match (after, mend.is_empty()) {
+            // It has its verdict, and so have those after it.
+            (0, false) => String::new(),
+            (after, false) => format!(" (those {after} then come twice)"),
+            (after, true) => format!(" (it and later ones may have arrived all the same, {after} of them for certain)"),
+        };
+        let error = anyhow!(
+            "{name} line {line} was not delivered: {why}; {} before it and {after} after it; go on without loss with \
+             `--skip {}`{mend}{again}",
+            delivered(before),
+            line - 1
+        );
+        let code = if self.interrupted() { code::INTERRUPTED } else { code::FAILURE };
+        Failure { code, error }
     }
-    failures.check()?;
-    Ok(count)
 }
 
-/// Keeps the first delivery that failed.
+/// What became of records so far.
 #[derive(Clone, Default)]
-struct Failures(std::sync::Arc<parking_lot::Mutex<Option<KafkaError>>>);
+struct Deliveries(Arc<parking_lot::Mutex<Verdicts>>);
 
-impl Failures {
-    fn check(&self) -> anyhow::Result<()> {
-        match self.0.lock().take() {
-            Some(error) => Err(error).context("a record was not delivered"),
-            None => Ok(()),
+#[derive(Default)]
+struct Verdicts {
+    delivered: usize,
+    failure: Option<Undelivered>,
+}
+
+/// A record that was not delivered.
+#[derive(Clone, Debug)]
+struct Undelivered {
+    line: usize,
+    error: KafkaError,
+}
+
+impl Deliveries {
+    /// Reports come by partition, so a later one may be of an earlier line.
+    fn failed(&self, line: usize, error: KafkaError) {
+        let failure = &mut self.0.lock().failure;
+        if failure.as_ref().is_none_or(|first| line < first.line) {
+            *failure = Some(Undelivered { line, error });
         }
     }
 }
 
-impl rdkafka::ClientContext for Failures {
+impl rdkafka::ClientContext for Deliveries {
     fn log(&self, _: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "rdkafka", facility, "{message}");
     }
@@ -160,12 +409,13 @@ impl rdkafka::ClientContext for Failures {
     }
 }
 
-impl ProducerContext for Failures {
-    type DeliveryOpaque = ();
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            let _ = self.0.lock().get_or_insert(error.clone());
+    fn delivery(&self, result: &DeliveryResult<'_>, line: usize) {
+        match result {
+            Ok(_) => self.0.lock().delivered += 1,
+            Err((error, _)) => self.failed(line, error.clone()),
         }
     }
 }

@@ -59,7 +59,7 @@ pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
                 drop(tokio::spawn(async move {
                     let name = signals.next().await;
                     tracing::warn!(signal = name, "second signal, ending at once");
-                    std::process::exit(130);
+                    std::process::exit(super::code::INTERRUPTED.into());
                 }));
             }
             () = ended.cancelled() => {}

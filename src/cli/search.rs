@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::output::{show, table, write_out, Progress};
+use super::output::{print, say, show, table, Progress};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
 use crate::kafka::groups::{Groups, Membership};
@@ -106,7 +106,10 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
             if let Some(progress) = surveyed {
                 progress.finish();
             }
-            Ok(write_out(&started.id)?)
+            let id = &started.id;
+            Ok(print(id).with_context(|| {
+                format!("search `{id}` is started, but its id could not be written to standard output")
+            })?)
         }
         Command::Wait { id, timeout } => wait(settings, &id, timeout),
         Command::List { json } => {
@@ -435,6 +438,7 @@ fn delete(settings: &Settings, id: &str) -> Result {
     }
     let groups: Vec<String> = places.keys().map(|trial| settings.trial_group(trial)).collect();
     delete_groups(settings, &groups)?;
-    eprintln!("deleted {} trials of search `{id}`, {deleted} records of their output, and their groups", places.len());
+    let trials = places.len();
+    say(format_args!("deleted {trials} trials of search `{id}`, {deleted} records of their output, and their groups"));
     Ok(())
 }

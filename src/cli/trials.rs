@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 
-use super::output::{show, table};
+use super::output::{say, show, table};
 use super::{connect, Environment, Failure, Result};
 use crate::config::{nearest, Settings};
 use crate::kafka::offsets::Watermarks;
@@ -71,12 +71,12 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
         Command::Stop { trial } => {
             let mut stored = find(settings, &trial)?;
             if let Some(outcome) = &stored.record.outcome {
-                eprintln!("trial `{trial}` has ended already: {}", outcome.state.name());
+                say(format_args!("trial `{trial}` has ended already: {}", outcome.state.name()));
                 return Ok(());
             }
             stored.record.stop = true;
             store::publish(settings, &[(stored.partition, Written::trial(&stored.record))])?;
-            eprintln!("trial `{trial}` will stop at its next step");
+            say(format_args!("trial `{trial}` will stop at its next step"));
             Ok(())
         }
         Command::Restart { trial } => {
@@ -84,7 +84,7 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
             let record =
                 TrialRecord { attempt: stored.record.attempt + 1, stop: false, outcome: None, ..stored.record };
             let _ = rewrite(settings, &trial, stored.partition, |key| !key.is_initial(), &Written::trial(&record))?;
-            eprintln!("trial `{trial}` begins anew (attempt {})", record.attempt);
+            say(format_args!("trial `{trial}` begins anew (attempt {})", record.attempt));
             Ok(())
         }
     }

@@ -13,7 +13,7 @@ use super::client::{self, REQUEST_TIMEOUT};
 use super::error::{Error, Result};
 use super::offsets::{patiently, Watermarks};
 use super::transaction::DEFAULT_LIMIT_BYTES;
-use crate::config::Settings;
+use crate::config::{words, Settings};
 
 /// Room that headers of a dead letter need beyond its input.
 pub const DEAD_LETTER_HEADROOM_BYTES: usize = 64 * 1024;
@@ -45,7 +45,10 @@ pub struct Declaration {
 
 /// A partition count, or the topic whose count is taken over.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "is neither a whole number nor { same_as = \"texts\" } nor { initially = \"trials\" }, say"
+)]
 pub enum Partitions {
     /// This many.
     Count(i32),
@@ -154,8 +157,8 @@ impl Declarations {
         for ((file, text), (_, name)) in COMPILED_IN.iter().zip(settings.topics.names()) {
             let replaced = settings.topics.dir.as_ref().map(|dir| read(&dir.join(file))).transpose()?.flatten();
             let text = replaced.as_deref().unwrap_or(text);
-            let declaration: Declaration = toml::from_str(text)
-                .map_err(|error| Error::Declaration { file: (*file).to_owned(), message: error.to_string() })?;
+            let declaration =
+                declaration(text).map_err(|message| Error::Declaration { file: (*file).to_owned(), message })?;
             if matches!(declaration.partitions, Partitions::Count(count) if count < 1) {
                 return Err(Error::Declaration {
                     file: (*file).to_owned(),
@@ -278,6 +281,14 @@ impl Declarations {
             Err(Error::Topics(broken.join("\n")))
         }
     }
+}
+
+fn declaration(text: &str) -> Result<Declaration, String> {
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+    words::read(&toml::Value::Table(table)).map_err(|misfit| match misfit.path.as_str() {
+        "" => format!("the file {}", misfit.message),
+        path => format!("`{path}` {}", misfit.message),
+    })
 }
 
 fn compare(name: &str, declaration: &Declaration, config: &HashMap<String, String>, broken: &mut Vec<String>) {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::fit::Fit;
 use super::model::ModelSpec;
 use super::optimizer::{OptimizerSpec, Rule};
+use crate::config::words::{self, Misfit};
 use crate::config::{nearest, shortened};
 use crate::features::range::Survey;
 use crate::output::Objective;
@@ -463,9 +464,12 @@ impl Section<'_> {
         let Some(value) = self.table.get(key) else { return Ok(None) };
         // `1` is a fine learning rate.
         let as_float = value.as_integer().map(|integer| toml::Value::Float(integer as f64));
-        let parsed = value.clone().try_into().or_else(|error| as_float.ok_or(error).and_then(toml::Value::try_into));
-        parsed.map(Some).map_err(|error: toml::de::Error| {
-            self.invalid(key, &shortened(&format!("is {value}: {}", error.message())))
+        let parsed =
+            words::read(value).or_else(|misfit| as_float.and_then(|value| words::read(&value).ok()).ok_or(misfit));
+        parsed.map(Some).map_err(|Misfit { path, message }| {
+            // An element of a list, say.
+            let within = if path.is_empty() { String::new() } else { format!("is {value}, of which one ") };
+            self.invalid(key, &shortened(&format!("{within}{message}")))
         })
     }
 

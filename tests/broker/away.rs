@@ -12,14 +12,14 @@ use crate::support::{
 };
 
 /// A broker of the test's own that keeps its data and its port.
-struct Broker {
+pub struct Broker {
     folder: tempfile::TempDir,
     port: u16,
     running: Option<LocalBroker>,
 }
 
 impl Broker {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let mut broker = Self { folder: tempfile::tempdir().unwrap(), port, running: None };
         broker.restart();
@@ -40,7 +40,7 @@ impl Broker {
         self.running = Some(LocalBroker::start(parts().kafka().unwrap(), &options).unwrap());
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let shell = self.running.as_ref().unwrap().id();
         let group = format!("-{shell}");
         assert!(Command::new("kill").args([&format!("-{name}"), "--", &group]).status().unwrap().success());
@@ -51,7 +51,7 @@ impl Broker {
         drop(self.running.take());
     }
 
-    fn settings(&self, name: &str) -> Settings {
+    pub fn settings(&self, name: &str) -> Settings {
         let mut settings = support::settings(name);
         settings.kafka.bootstrap_servers = format!("127.0.0.1:{}", self.port);
         settings

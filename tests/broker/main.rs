@@ -4,6 +4,7 @@ mod away;
 mod dead_letters;
 mod embed;
 mod expired;
+mod files;
 mod finite;
 mod foreign;
 #[path = "../support/lab.rs"]
@@ -13,6 +14,7 @@ mod outcomes;
 mod ownership;
 mod partitions;
 mod processes;
+mod produce;
 mod python;
 mod range;
 mod resume;
@@ -25,6 +27,7 @@ mod start;
 mod support;
 mod topics;
 mod train;
+mod unwritable;
 mod weights;
 #[path = "../support/wire.rs"]
 mod wire;

@@ -25,13 +25,7 @@ pub fn run(plan: &str) -> ExitCode {
     // Settings refuse what they do not know.
     std::env::remove_var(PLAN);
     plan.split(';').filter(|step| !step.is_empty()).for_each(arm);
-    match cli::main() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("sweepstream: {}", failure.message());
-            ExitCode::from(failure.code)
-        }
-    }
+    cli::main()
 }
 
 fn arm(step: &str) {
