@@ -128,7 +128,7 @@ mod tests {
     fn a_subscription_is_read_whatever_the_bytes_are() {
         let bytes = b"\0\x03\0\0\0\x02\0\x01a\0\x03b-c\0\0\0\x01x";
         assert_eq!(subscription(bytes), Some(vec!["a".to_owned(), "b-c".to_owned()]));
-        for end in 0..15 {
+        for end in 0..14 {
             assert_eq!(subscription(&bytes[..end]), None, "{end} bytes");
         }
         assert_eq!(subscription(b"\0\x03\x7f\xff\xff\xff"), None);

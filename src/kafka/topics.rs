@@ -357,8 +357,10 @@ pub fn describe<'a>(
 ) -> Result<HashMap<String, HashMap<String, String>>> {
     let admin = admin(settings)?;
     let specifiers: Vec<ResourceSpecifier<'a>> = names.map(ResourceSpecifier::Topic).collect();
-    let resources = futures::executor::block_on(admin.describe_configs(&specifiers, &options()))
-        .map_err(Error::call("asking for the configuration of topics"))?;
+    // As when topics are created: a cluster that is busy, or was just restarted, answers late.
+    let ask = || futures::executor::block_on(admin.describe_configs(&specifiers, &options()));
+    let resources =
+        patiently(3 * REQUEST_TIMEOUT, ask).map_err(Error::call("asking for the configuration of topics"))?;
     let mut all = HashMap::new();
     for (specifier, resource) in specifiers.iter().zip(resources) {
         let ResourceSpecifier::Topic(name) = specifier else { continue };
@@ -380,8 +382,8 @@ pub fn delete_groups(settings: &Settings, groups: &[String]) -> Result<()> {
     }
     let admin = admin(settings)?;
     let names: Vec<&str> = groups.iter().map(String::as_str).collect();
-    let results = futures::executor::block_on(admin.delete_groups(&names, &options()))
-        .map_err(Error::call("deleting consumer groups"))?;
+    let delete = || futures::executor::block_on(admin.delete_groups(&names, &options()));
+    let results = patiently(3 * REQUEST_TIMEOUT, delete).map_err(Error::call("deleting consumer groups"))?;
     for result in results {
         match result {
             Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}

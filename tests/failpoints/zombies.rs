@@ -1,6 +1,7 @@
 //! A process that was frozen for longer than its group waits, and wakes at the worst place: what it took for its own
 //! belongs to somebody else, and it publishes nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
@@ -8,7 +9,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sweepstream::config::{GroupProtocol, Settings};
 use sweepstream::kafka::client;
-use sweepstream::kafka::consumer::{Member, Rebalance, Wake};
+use sweepstream::kafka::consumer::{Lease, Member, Rebalance, Wake};
 use sweepstream::kafka::transaction::TransactionalProducer;
 use sweepstream::kafka::Class;
 
@@ -168,7 +169,17 @@ fn late_proof(protocol: GroupProtocol, renewing: bool) {
     } else {
         member.take(&all).unwrap();
     }
-    let metadata = |member: &Member| member.lease().hold().metadata.clone().unwrap();
+    // Whoever is slow now must not look silent, too.
+    let (theirs, ours) = (Arc::clone(other.lease()), Arc::clone(member.lease()));
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let poll_other = move || {
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            drop(other.poll_group());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let polling = std::thread::Builder::new().spawn(poll_other).unwrap();
+    let metadata = |lease: &Lease| lease.hold().metadata.clone().unwrap();
     let class = |metadata: &ConsumerGroupMetadata| {
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(&settings.topics.texts, 0, Offset::Offset(1)).unwrap();
@@ -177,8 +188,8 @@ fn late_proof(protocol: GroupProtocol, renewing: bool) {
         let result = transaction.send_offsets(&offsets, metadata).and_then(|()| transaction.commit());
         result.map_err(|error| error.class())
     };
-    assert_eq!(class(&metadata(&member)), Err(Class::Stale));
-    assert_eq!(class(&metadata(&other)), Ok(()));
+    assert_eq!(class(&metadata(&ours)), Err(Class::Stale));
+    assert_eq!(class(&metadata(&theirs)), Ok(()));
     // Its client looks twice a second whether it was silent for too long: a poll just before would hide that.
     std::thread::sleep((silence + Duration::from_secs(2)).saturating_sub(away.elapsed()));
     // Where it is told that everything is lost, or stayed silent too long, it owes an answer; closing waits for that.
@@ -190,6 +201,8 @@ fn late_proof(protocol: GroupProtocol, renewing: bool) {
     };
     drop(std::thread::Builder::new().spawn(leave).unwrap());
     wait.recv_timeout(PATIENCE).expect("the member leaves");
+    drop(stop);
+    polling.join().unwrap();
 }
 
 fn await_rebalance(member: &mut Member) -> Rebalance {

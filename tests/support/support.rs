@@ -175,6 +175,9 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
         .unwrap();
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
     let partitions: Vec<i32> = metadata.topics()[0].partitions().iter().map(|partition| partition.id()).collect();
+    if isolation == "read_committed" {
+        await_markers(settings, &consumer, topic, &partitions);
+    }
     let mut list = TopicPartitionList::new();
     for &partition in &partitions {
         list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
@@ -201,6 +204,25 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
     }
     records.sort_by_key(|record| (record.partition, record.offset));
     records
+}
+
+/// A commit is answered before its markers are written, so what is committed already may not be readable yet. Waits for
+/// that, but not for long: some tests leave transactions open.
+fn await_markers(settings: &Settings, committed: &BaseConsumer, topic: &str, partitions: &[i32]) {
+    const SETTLE: Duration = Duration::from_secs(3);
+    let uncommitted: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
+        .set("isolation.level", "read_uncommitted")
+        .create()
+        .unwrap();
+    let end = |consumer: &BaseConsumer, partition| consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
+    let ends: Vec<i64> = partitions.iter().map(|&partition| end(&uncommitted, partition)).collect();
+    let deadline = Instant::now() + SETTLE;
+    for (&partition, &wanted) in partitions.iter().zip(&ends) {
+        while end(committed, partition) < wanted && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 /// Offsets committed by a group.
