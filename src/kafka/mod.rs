@@ -2,10 +2,12 @@
 
 pub mod client;
 pub mod consumer;
+pub mod descriptors;
 pub mod error;
 pub mod headers;
 pub mod local;
 pub mod offsets;
+pub mod ports;
 pub mod topics;
 pub mod transaction;
 
