@@ -2,10 +2,13 @@
 
 mod away;
 mod dead_letters;
+mod descriptors;
 mod embed;
 mod expired;
+mod http;
 #[path = "../support/lab.rs"]
 mod lab;
+mod launcher;
 mod offsets;
 mod outcomes;
 mod ownership;
