@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::net::TcpListener;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use sweepstream::config::Settings;
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
 use sweepstream::kafka::offsets::Watermarks;
+use sweepstream::kafka::ports;
 use sweepstream::kafka::topics::Declarations;
 use sweepstream::parts::Parts;
 
@@ -94,7 +94,7 @@ fn embed(restart: bool) -> (f64, f64) {
     const COUNT: u64 = 8000;
     let parts = Parts::locate();
     let folder = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let [port] = ports::free().unwrap();
     let broker = || {
         let options =
             LocalBrokerOptions { data: Some(folder.path().join("data")), port: Some(port), properties: Vec::new() };

@@ -732,9 +732,15 @@ fn completions_are_printed_for_each_shell() {
     }
 }
 
+/// Nobody listens there, and no outgoing connection gets it.
+fn free_port() -> u16 {
+    let [port] = sweepstream::kafka::ports::free().unwrap();
+    port
+}
+
 #[test]
 fn nobody_at_the_address_is_not_healthy() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let ended = sweepstream(&["health"], &[("SWEEPSTREAM_HTTP__ADDRESS", &format!("0.0.0.0:{port}"))]);
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains(&format!("127.0.0.1:{port}/health/ready does not answer")), "{}", ended.stderr);
@@ -843,7 +849,7 @@ fn a_missing_part_says_how_to_get_it() {
 
 #[test]
 fn no_broker_ends_with_69_and_says_where_it_looked() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let servers = format!("127.0.0.1:{port}");
     let environment = [("SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS", servers.as_str())];
     let ended = sweepstream(&["search", "list", "--set", "kafka.start_timeout=1s"], &environment);

@@ -87,9 +87,8 @@ impl Running {
     /// Starts it.
     pub fn spawn(settings: &Settings, arguments: &[&str]) -> Self {
         let mut settings = settings.clone();
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        drop(listener);
+        let [port] = sweepstream::kafka::ports::free().unwrap();
+        let address = format!("127.0.0.1:{port}");
         settings.http.address = Some(address.clone());
         let child = command(&settings, arguments).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
         Self { child, address }

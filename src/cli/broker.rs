@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::output::{say, write_out};
-use super::run::{runtime, Signals};
+use super::run::{runtime, signalled};
 use super::{Environment, Result};
 use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
 
@@ -18,7 +18,7 @@ Examples:
 
 Prints `bootstrap.servers` on standard output once it answers; Ctrl-C ends it.")]
 pub struct Arguments {
-    /// Client port [default: a free one]
+    /// Client port; 0 is a free one [default: a free one]
     #[arg(long)]
     port: Option<u16>,
     /// Data folder, kept at the end [default: a temporary one]
@@ -43,24 +43,26 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     let parts = environment.parts.kafka()?;
     let options = LocalBrokerOptions { data: arguments.data.clone(), port: arguments.port, properties };
     let runtime = runtime()?;
-    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let signalled = runtime.block_on(async { signalled() })?;
     let mut broker = LocalBroker::start(parts, &options)?;
-    say(format_args!("Kafka answers; its log is {}", broker.log().display()));
-    say(format_args!("export SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers()));
-    write_out(broker.bootstrap_servers())?;
+    if !signalled.is_cancelled() {
+        say(format_args!("Kafka answers; its log is {}", broker.log().display()));
+        say(format_args!("export SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers()));
+        write_out(broker.bootstrap_servers())?;
+    }
     runtime.block_on(async {
         loop {
             tokio::select! {
-                _ = signals.next() => {
-                    broker.stop();
-                    return Ok(());
-                }
+                () = signalled.cancelled() => return Ok(()),
                 () = tokio::time::sleep(Duration::from_millis(200)) => {
                     if broker.ended()? {
-                        return Err(anyhow::anyhow!("the broker ended by itself; its log is {}", broker.log().display()).into());
+                        let log = broker.log().display();
+                        return Err(anyhow::anyhow!("the broker ended by itself; its log is {log}"));
                     }
                 }
             }
         }
-    })
+    })?;
+    broker.stop();
+    Ok(())
 }

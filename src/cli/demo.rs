@@ -1,6 +1,6 @@
 //! `demo`: the whole job on real text, with a Kafka of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::output::{say, write_out, Progress};
 use super::produce::{produce, Input};
-use super::run::{runtime, Signals};
+use super::run::{runtime, signalled};
 use super::search;
 use super::{checkpoint, plot, trials, Environment, Result};
 use crate::config::Settings;
@@ -38,20 +38,33 @@ pub fn run(environment: Environment, arguments: &Arguments) -> Result {
     let Environment { mut settings, parts } = environment;
     let began = Instant::now();
     let brown = parts.brown()?;
-    let broker = LocalBroker::start(parts.kafka()?, &LocalBrokerOptions::default())?;
+    let jars = parts.kafka()?;
+    writable(FOLDER.as_ref())?;
+    let broker = LocalBroker::start(jars, &LocalBrokerOptions::default())?;
     settings.kafka.bootstrap_servers = broker.bootstrap_servers().to_owned();
     // Whatever leads to the user's own cluster (TLS, SASL) does not fit this one.
     settings.kafka.properties.clear();
     say(format_args!("Kafka runs at {} (its log: {})", broker.bootstrap_servers(), broker.log().display()));
     let topology = Topology::start(&settings, &parts, &Stage::ALL)?;
     let worked = work(&settings, &topology, &brown, began, arguments.keep);
-    if let (Ok(()), true) = (&worked, arguments.keep) {
-        keep(&broker, &topology)?;
-    }
+    // A further signal is heard until the end.
+    let _runtime = match &worked {
+        Ok(()) if arguments.keep => Some(keep(&broker, &topology)?),
+        _ => None,
+    };
     let stopped = topology.stop();
     broker.stop();
     worked?;
     Ok(stopped?)
+}
+
+/// Creates the folder for results, if that can be written: nobody should learn at the end that it cannot.
+fn writable(folder: &Path) -> anyhow::Result<()> {
+    let made = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
+    made.map(drop).with_context(|| {
+        let path = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
+        format!("results go to {}: run the demo in a folder that can be written", path.display())
+    })
 }
 
 fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instant, keep: bool) -> Result {
@@ -68,7 +81,6 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     write_out(&format!("\n{}", board.text()))?;
     let best = board.trials.first().context("the search has no trials")?;
     let folder = PathBuf::from(FOLDER);
-    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let file = folder.join("best.safetensors");
     let exported = checkpoint::export(settings, &trials::find(settings, &best.trial)?)?;
     super::file::write(&file, &exported)?;
@@ -154,17 +166,19 @@ fn wait(topology: &Topology, mut done: impl FnMut() -> bool) -> Result {
     Ok(())
 }
 
-fn keep(broker: &LocalBroker, topology: &Topology) -> Result {
+fn keep(broker: &LocalBroker, topology: &Topology) -> Result<tokio::runtime::Runtime> {
     say(format_args!("everything is left running at {}; Ctrl-C ends it", broker.bootstrap_servers()));
-    runtime()?.block_on(async {
-        let mut signals = Signals::new()?;
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let signalled = signalled()?;
         let ended = topology.ended();
         tokio::select! {
-            _ = signals.next() => {}
+            () = signalled.cancelled() => {}
             () = ended.cancelled() => {}
         }
-        Ok(())
-    })
+        std::io::Result::Ok(())
+    })?;
+    Ok(runtime)
 }
 
 fn majority(started: &Started) -> (&str, f64) {

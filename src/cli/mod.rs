@@ -62,11 +62,12 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 impl Failure {
     /// The error with its causes, each said once: some errors already end in their cause's words.
     pub fn message(&self) -> String {
-        self.error.chain().fold(String::new(), |message, cause| match cause.to_string() {
+        let message = self.error.chain().fold(String::new(), |message, cause| match cause.to_string() {
             cause if message.is_empty() => cause,
             cause if message.contains(&cause) => message,
             cause => format!("{message}: {cause}"),
-        })
+        });
+        kafka::descriptors::explained(message)
     }
 
     fn usage(message: impl std::fmt::Display) -> Self {
@@ -78,9 +79,11 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = error.downcast_ref::<kafka::Error>() {
         return match error {
             kafka::Error::Unreachable { .. } => Some(code::UNAVAILABLE),
-            kafka::Error::Refused { .. } | kafka::Error::Topics(_) | kafka::Error::Declaration { .. } => {
-                Some(code::CONFIG)
-            }
+            kafka::Error::Refused { .. }
+            | kafka::Error::Topics(_)
+            | kafka::Error::Declaration { .. }
+            | kafka::Error::Descriptors(_)
+            | kafka::Error::Port { .. } => Some(code::CONFIG),
             // Properties that make no client.
             kafka::Error::Call { source: KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), .. } => {
                 Some(code::CONFIG)
@@ -141,7 +144,7 @@ Settings: defaults < --config FILE < SWEEPSTREAM_<SECTION>__<KEY> < --set;
 `sweepstream config` shows what they come to.
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 no broker answers, 70 a stage failed for good,
-78 settings, topics or parts are not as they must be, 130 interrupted: `run` by a second signal.";
+78 settings, topics, parts, ports or limits are not as they must be, 130 interrupted: `run` by a second signal.";
 
 #[derive(Debug, Args)]
 struct Global {
@@ -225,6 +228,7 @@ fn run(cli: Cli) -> Result {
             "no settings have the names of these environment variables; ignored"
         );
     }
+    kafka::descriptors::raise();
     let environment = Environment { settings, parts: Parts::locate() };
     match cli.command {
         Command::Run(arguments) => run::run(environment, &arguments),
@@ -279,6 +283,7 @@ fn start_logging(settings: &Settings) -> Result {
 
 /// Waits until the cluster answers, for subcommands that speak to it.
 fn connect(environment: &Environment) -> Result {
+    kafka::descriptors::ensure()?;
     Ok(kafka::client::await_cluster(&environment.settings)?)
 }
 

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,9 +13,10 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
+use tokio_util::sync::CancellationToken;
 
 use super::output::{say, Progress};
-use super::run::{runtime, Signals};
+use super::run::{runtime, signalled};
 use super::{code, connect, Environment, Failure, Result};
 use crate::config::{InputFormat, Settings};
 use crate::input::{json_document, LABEL_HEADER};
@@ -78,9 +78,7 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
         (name, Box::new(BufReader::new(file)))
     };
     let runtime = runtime()?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let signals = runtime.block_on(async { Signals::new() })?;
-    drop(runtime.spawn(interrupt(signals, Arc::clone(&interrupted))));
+    let interrupted = runtime.block_on(async { signalled() })?;
     let outgoing = Outgoing::new(settings, interrupted)?;
     let lines = read_ahead(reader)?;
     let (last, stop) = feed(settings, arguments, &lines, &outgoing);
@@ -93,15 +91,6 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
             Ok(())
         }
     }
-}
-
-/// Notes the first signal; ends the process at the second.
-async fn interrupt(mut signals: Signals, interrupted: Arc<AtomicBool>) {
-    let name = signals.next().await;
-    interrupted.store(true, Ordering::Relaxed);
-    tracing::info!(signal = name, "waiting for what is under way; a second signal ends at once");
-    let _ = signals.next().await;
-    std::process::exit(code::INTERRUPTED.into());
 }
 
 /// Reads lines on a thread of its own: one that waits for standard input cannot be interrupted.
@@ -236,7 +225,7 @@ fn delivered(count: usize) -> String {
 /// # Errors
 /// The first record that was not delivered.
 pub fn produce(settings: &Settings, records: Vec<Input>, progress: &mut Progress) -> anyhow::Result<usize> {
-    let outgoing = Outgoing::new(settings, Arc::default())?;
+    let outgoing = Outgoing::new(settings, CancellationToken::new())?;
     let mut count = 0;
     for record in records {
         if !outgoing.send(count + 1, &record) || outgoing.first_failure().is_some() {
@@ -259,11 +248,11 @@ struct Outgoing {
     limit: String,
     producer: ThreadedProducer<Deliveries>,
     deliveries: Deliveries,
-    interrupted: Arc<AtomicBool>,
+    interrupted: CancellationToken,
 }
 
 impl Outgoing {
-    fn new(settings: &Settings, interrupted: Arc<AtomicBool>) -> anyhow::Result<Self> {
+    fn new(settings: &Settings, interrupted: CancellationToken) -> anyhow::Result<Self> {
         let topic = settings.topics.texts.clone();
         let mut config = client::producer(settings);
         let set = |name: &str| settings.kafka.properties.get(name);
@@ -295,7 +284,7 @@ impl Outgoing {
     }
 
     fn interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        self.interrupted.is_cancelled()
     }
 
     /// The first line, by its number, whose record was not delivered.

@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{signal, SignalKind};
+use futures::FutureExt;
+use tokio::signal::unix::{signal, Signal, SignalKind};
+use tokio_util::sync::CancellationToken;
 
 use super::{Environment, Result};
 use crate::topology::{Stage, Topology};
+
+/// Signals that are so close to each other count as one.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -49,18 +54,13 @@ pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
     stages.sort_unstable();
     stages.dedup();
     let runtime = runtime()?;
-    let mut signals = runtime.block_on(async { Signals::new() })?;
-    let topology = runtime.block_on(start(&environment, stages, &mut signals))?;
+    let signalled = runtime.block_on(async { signalled() })?;
+    let topology = runtime.block_on(start(&environment, stages, &signalled))?;
     runtime.block_on(async {
         let ended = topology.ended();
         tokio::select! {
-            name = signals.next() => {
-                tracing::info!(signal = name, timeout = ?environment.settings.run.drain_timeout, "draining; a second signal ends at once");
-                drop(tokio::spawn(async move {
-                    let name = signals.next().await;
-                    tracing::warn!(signal = name, "second signal, ending at once");
-                    std::process::exit(super::code::INTERRUPTED.into());
-                }));
+            () = signalled.cancelled() => {
+                tracing::info!(timeout = ?environment.settings.run.drain_timeout, "draining");
             }
             () = ended.cancelled() => {}
         }
@@ -72,13 +72,13 @@ pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
 
 /// Starts the stages. A signal that comes before they run ends the process at once: there is nothing to drain, and
 /// the cluster may be waited for at length.
-async fn start(environment: &Environment, stages: Vec<Stage>, signals: &mut Signals) -> Result<Topology> {
+async fn start(environment: &Environment, stages: Vec<Stage>, signalled: &CancellationToken) -> Result<Topology> {
     let (settings, parts) = (environment.settings.clone(), environment.parts.clone());
     let starting = tokio::task::spawn_blocking(move || Topology::start(&settings, &parts, &stages));
     tokio::select! {
         started = starting => Ok(started??),
-        name = signals.next() => {
-            tracing::info!(signal = name, "ending before the stages have started");
+        () = signalled.cancelled() => {
+            tracing::info!("ending before the stages have started");
             std::process::exit(0);
         }
     }
@@ -89,20 +89,36 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
 }
 
-/// The signals that end a process in order.
-pub struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+/// Cancelled by the first signal that ends a process in order. A later one ends it at once, whatever it is doing, as
+/// long as the runtime lives that this is called in.
+///
+/// What comes within a second belongs to the first: GNU `timeout` sends one signal to the process and one to its group.
+pub fn signalled() -> std::io::Result<CancellationToken> {
+    let mut signals =
+        Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
+    let first = CancellationToken::new();
+    let token = first.clone();
+    drop(tokio::spawn(async move {
+        let name = signals.next().await;
+        tracing::info!(signal = name, "ending; another signal, a second later or more, ends at once");
+        first.cancel();
+        tokio::time::sleep(TOGETHER).await;
+        while signals.next().now_or_never().is_some() {}
+        let name = signals.next().await;
+        tracing::warn!(signal = name, "another signal, ending at once");
+        std::process::exit(super::code::INTERRUPTED.into());
+    }));
+    Ok(token)
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
 }
 
 impl Signals {
-    /// Listens from now on; needs a runtime.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
     /// The next one's name.
-    pub async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",

@@ -1,5 +1,7 @@
 //! `/metrics`, `/health/live`, `/health/ready` and `/api/trials`.
 
+mod serve;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use axum::extract::State;
@@ -67,12 +69,9 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("http".into()).spawn(move || {
             runtime.block_on(async move {
-                let served = async {
-                    let listener = tokio::net::TcpListener::from_std(listener)?;
-                    axum::serve(listener, app).with_graceful_shutdown(stopped.cancelled_owned()).await
-                };
-                if let Err(error) = served.await {
-                    tracing::error!(%error, "the HTTP endpoint ended");
+                match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => serve::serve(listener, app, stopped).await,
+                    Err(error) => tracing::error!(%error, "the HTTP endpoint ended"),
                 }
             });
         })?;

@@ -10,6 +10,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use super::descriptors;
 use super::error::{Error, Result};
 use crate::config::{GroupProtocol, Settings};
 
@@ -217,7 +218,8 @@ fn await_answer(settings: &Settings, given_up: impl Fn() -> bool) -> Result<Resu
             }
         }
         let refused = refusal.is_some();
-        let cause = refusal.clone().or_else(|| consumer.context().0.lock().clone()).unwrap_or(cause);
+        let said = || refusal.clone().or_else(|| consumer.context().0.lock().clone());
+        let cause = descriptors::shortage().or_else(said).unwrap_or(cause);
         if given_up() {
             return Ok(Err(LastSaid { cause, refused }));
         }

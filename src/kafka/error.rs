@@ -5,6 +5,8 @@ use std::time::Duration;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
+use super::descriptors;
+
 /// Result of anything in this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -95,6 +97,17 @@ pub enum Error {
     /// A thread that speaks to Kafka did not start, or died.
     #[error("{0}")]
     Thread(String),
+    /// There are too few file descriptors.
+    #[error("{0}")]
+    Descriptors(String),
+    /// A port for the local broker is not to be had.
+    #[error("the local Kafka broker did not start: port {port} of 127.0.0.1 {cause}; choose another (`--port 0` takes a free one)")]
+    Port {
+        /// The port.
+        port: u16,
+        /// What is the matter with it.
+        cause: String,
+    },
     /// The local broker did not start.
     #[error("the local Kafka broker did not start: {message}")]
     Local {
@@ -119,7 +132,7 @@ pub enum Class {
 }
 
 impl Error {
-    /// Wraps a client error with what was being done.
+    /// Wraps a client error with what was being done, and with why it may have failed where librdkafka does not know.
     pub fn call(action: impl Into<String>) -> impl FnOnce(KafkaError) -> Self {
         let action = action.into();
         move |source| {
@@ -130,7 +143,7 @@ impl Error {
                 }
                 source => source,
             };
-            Self::Call { action, source }
+            Self::Call { action: descriptors::explained(action), source }
         }
     }
 
@@ -165,6 +178,8 @@ impl Error {
             | Self::Topics(_)
             | Self::Declaration { .. }
             | Self::Thread(_)
+            | Self::Descriptors(_)
+            | Self::Port { .. }
             | Self::Local { .. } => Class::Fatal,
         }
     }
@@ -203,8 +218,11 @@ impl Error {
             | Self::Call { .. }
             | Self::Delivery { .. }
             | Self::Thread(_)
+            | Self::Descriptors(_)
             | Self::TimedOut { .. } => true,
-            Self::Data { .. } | Self::Topics(_) | Self::Declaration { .. } | Self::Local { .. } => false,
+            Self::Data { .. } | Self::Topics(_) | Self::Declaration { .. } | Self::Port { .. } | Self::Local { .. } => {
+                false
+            }
         }
     }
 

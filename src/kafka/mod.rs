@@ -2,11 +2,13 @@
 
 pub mod client;
 pub mod consumer;
+pub mod descriptors;
 pub mod error;
 pub mod groups;
 pub mod headers;
 pub mod local;
 pub mod offsets;
+pub mod ports;
 pub mod topics;
 pub mod transaction;
 

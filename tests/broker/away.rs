@@ -1,10 +1,10 @@
 //! The broker goes away and comes back: what runs waits, says so, and loses nothing.
 
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
 use sweepstream::config::Settings;
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
+use sweepstream::kafka::ports;
 
 use crate::lab::{assert_expected, dealt, points, Lab};
 use crate::support::{
@@ -20,7 +20,7 @@ pub struct Broker {
 
 impl Broker {
     pub fn start() -> Self {
-        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let [port] = ports::free().unwrap();
         let mut broker = Self { folder: tempfile::tempdir().unwrap(), port, running: None };
         broker.restart();
         broker
@@ -49,6 +49,8 @@ impl Broker {
     fn kill(&mut self) {
         self.signal("KILL");
         drop(self.running.take());
+        // Only the shell has been waited for.
+        eventually("the broker has ended", || ports::bind(self.port).is_ok());
     }
 
     pub fn settings(&self, name: &str) -> Settings {

@@ -2,13 +2,16 @@
 
 mod away;
 mod dead_letters;
+mod descriptors;
 mod embed;
 mod expired;
 mod files;
 mod finite;
 mod foreign;
+mod http;
 #[path = "../support/lab.rs"]
 mod lab;
+mod launcher;
 mod offsets;
 mod outcomes;
 mod ownership;

@@ -1,12 +1,12 @@
 //! A cluster behind TLS and passwords: the right ones lead everywhere, wrong ones end the start with their cause, and
 //! nobody ever reads them.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sweepstream::config::Settings;
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
+use sweepstream::kafka::ports;
 
 use crate::support::{
     assert_one_verdict_each, command, committed, create_topics, eventually, finish, get, parts, produce, sentences,
@@ -51,9 +51,7 @@ impl Secured {
     fn start(everyone: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (store, certificate) = key(folder.path(), "broker");
-        // Held all at once, so that they differ.
-        let held: [TcpListener; 3] = std::array::from_fn(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap());
-        let [plain, secure, controller] = held.map(|listener| listener.local_addr().unwrap().port());
+        let [plain, secure, controller] = ports::free().unwrap();
         let listeners = format!("PLAINTEXT://127.0.0.1:{plain},SECURE://127.0.0.1:{secure}");
         let data = folder.path().join("data");
         std::fs::create_dir(&data).unwrap();

@@ -33,6 +33,33 @@ fn a_broker_that_does_not_answer_ends_the_start_in_time_with_its_address_and_the
 }
 
 #[test]
+fn every_command_gives_up_after_the_start_timeout_where_nobody_listens_and_where_nobody_answers() {
+    // Connections are taken by the system, and stay as they are.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut settings = settings("given-up");
+    for address in ["127.0.0.1:1".into(), mute.local_addr().unwrap().to_string()] {
+        settings.kafka.bootstrap_servers = address;
+        for arguments in [
+            &["search", "list"] as &[&str],
+            &["search", "show", "x"],
+            &["search", "wait", "x"],
+            &["search", "delete", "x"],
+            &["trials", "list"],
+            &["trials", "stop", "x-00"],
+            &["checkpoint", "export", "x-00", "x"],
+            &["plot", "x", "x.svg"],
+            &["topics", "create"],
+            &["topics", "verify"],
+            &["produce", "/dev/null"],
+            &["run", "--stage=train"],
+        ] {
+            let finished = sweepstream(&settings, &[arguments, &["-s", "kafka.start_timeout=300ms"]].concat());
+            assert_refused(&finished, 69, &[&settings.kafka.bootstrap_servers, "within 300ms"]);
+        }
+    }
+}
+
+#[test]
 fn a_signal_ends_a_start_that_waits_for_the_broker() {
     let mut settings = settings("impatient");
     settings.kafka.bootstrap_servers = "127.0.0.1:1".into();

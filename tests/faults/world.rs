@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure, Context, Result};
 use sweepstream::config::{GroupProtocol, Settings};
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
+use sweepstream::kafka::ports;
 
 use crate::schedule::Target;
 use crate::support::{self, Process};
@@ -57,7 +57,7 @@ impl Broker {
         let parts = support::parts().kafka().context("Kafka's jars")?.to_path_buf();
         // A pause must not cost it its leaderships.
         let session_timeout = pause + Duration::from_secs(3);
-        let [port, controller_port] = free_ports()?;
+        let [port, controller_port] = ports::free().context("free ports")?;
         let controller = Controller::start(folder, &parts, controller_port, session_timeout)?;
         let mut properties = PROPERTIES.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         properties.extend([
@@ -179,14 +179,6 @@ impl Drop for Controller {
         drop(self.shell.stdin.take());
         drop(self.shell.wait());
     }
-}
-
-/// Free ports, below those that clients get: a client could otherwise take one while the broker is away.
-fn free_ports() -> Result<[u16; 2]> {
-    let first = 12_000 + (std::process::id() % 8_000) as u16;
-    let mut free = (first..first + 8_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    let ports = free.next().zip(free.next()).context("no port is free")?;
-    Ok(ports.into())
 }
 
 /// The child of a process that runs this command.

@@ -436,6 +436,13 @@ impl Process {
         assert!(status.success());
     }
 
+    /// Sends several signals with as little time between them as can be.
+    pub fn signals(&self, names: &[&str]) {
+        let id = self.child.id();
+        let kills: Vec<String> = names.iter().map(|name| format!("kill -{name} {id}")).collect();
+        assert!(Command::new("sh").arg("-c").arg(kills.join(" && ")).status().unwrap().success());
+    }
+
     /// Waits for the end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
