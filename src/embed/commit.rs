@@ -18,9 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stage::{Context, Error, InFlight};
 use super::{recover, Chunk, Record};
-use crate::features::codec::{
-    self, source_digest, APPLICATION_HEADER, DIGEST_HEADER, EMBEDDER_HEADER, SOURCE_HEADER, TRUNCATED_HEADER,
-};
+use crate::features::codec::{self, source_digest, DIGEST_HEADER, EMBEDDER_HEADER, SOURCE_HEADER, TRUNCATED_HEADER};
 use crate::input::{Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Lease, LeaseState, Wake};
@@ -318,10 +316,9 @@ impl<'c> Committer<'c> {
         let invalid = match (&record.content, matrix.map(|matrix| (matrix, not_finite(matrix)))) {
             (Ok(_), Some((_, Some(row)))) => Invalid::NotFinite { row },
             (Ok(text), Some((matrix, None))) => {
-                let mut headers: Vec<(&str, Option<&[u8]>)> = Vec::with_capacity(6);
+                let mut headers: Vec<(&str, Option<&[u8]>)> = Vec::with_capacity(5);
                 headers.extend(text.label.as_deref().map(|label| (LABEL_HEADER, Some(label.as_bytes()))));
                 headers.push((EMBEDDER_HEADER, Some(self.embedder.as_bytes())));
-                headers.push((APPLICATION_HEADER, Some(self.context.settings.application_id.as_bytes())));
                 headers.push((SOURCE_HEADER, Some(source.as_bytes())));
                 headers.push((DIGEST_HEADER, Some(digest.as_bytes())));
                 headers.extend(text.tokenized.truncated.then_some((TRUNCATED_HEADER, Some(b"true".as_slice()))));
@@ -360,14 +357,13 @@ impl<'c> Committer<'c> {
         let message = &record.message;
         let (partition, offset, cause) =
             (message.partition().to_string(), message.offset().to_string(), invalid.to_string());
-        let added: [(&str, Option<&[u8]>); 9] = [
+        let added: [(&str, Option<&[u8]>); 8] = [
             ("__streams.errors.exception", Some(invalid.reason().as_bytes())),
             ("__streams.errors.message", Some(cause.as_bytes())),
             ("__streams.errors.stacktrace", Some(b"")),
             ("__streams.errors.topic", Some(message.topic().as_bytes())),
             ("__streams.errors.partition", Some(partition.as_bytes())),
             ("__streams.errors.offset", Some(offset.as_bytes())),
-            (APPLICATION_HEADER, Some(self.context.settings.application_id.as_bytes())),
             (SOURCE_HEADER, Some(source.as_bytes())),
             (DIGEST_HEADER, Some(digest.as_bytes())),
         ];

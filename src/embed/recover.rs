@@ -19,7 +19,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 
 use super::stage::{Context, Error};
 use super::writers::{self, Mark};
-use crate::features::codec::{source_digest, APPLICATION_HEADER, DIGEST_HEADER, SOURCE_HEADER};
+use crate::features::codec::{source_digest, DIGEST_HEADER, SOURCE_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::Member;
 use crate::kafka::headers;
@@ -64,11 +64,13 @@ pub(super) fn positions(
     let parted = |partition: &i32| undone || ended.contains(partition);
     let doubted = |partition: &i32| begins || parted(partition) || !committed.get(partition).is_some_and(is_ours);
     let mut lasts = recovery.lasts(partitions.iter().copied().filter(doubted))?;
-    let (mut going_on, mut beginning) = (Vec::new(), Vec::new());
+    let (mut going_on, mut beginning, mut beyond) = (Vec::new(), Vec::new(), BTreeMap::new());
     for &partition in partitions {
         let found = committed.get(&partition);
         let last = lasts.remove(&partition);
-        recovery.check_writer(partition, found, last.as_ref())?;
+        if let Some(last) = last.as_ref().filter(|last| found.is_none_or(|found| last.offset >= found.offset)) {
+            let _ = beyond.insert(partition, last.offset + 1);
+        }
         let (position, goes_on) = recovery.position(partition, found, last, parted(&partition))?;
         if goes_on { &mut going_on } else { &mut beginning }.push((partition, position));
     }
@@ -77,7 +79,7 @@ pub(super) fn positions(
     member.commit(&beginning, &mark(context, &context.transactional_id, true))?;
     context.undone.store(false, Ordering::Release);
     if begins {
-        writers::refuse_others(context)?;
+        writers::refuse_others(context, &beyond)?;
     }
     going_on.append(&mut beginning);
     Ok(going_on)
@@ -119,8 +121,6 @@ struct Trace {
     offset: i64,
     /// Absent in records that were written without it.
     digest: Option<String>,
-    /// Who wrote it; absent in records of earlier versions.
-    application: Option<String>,
 }
 
 impl Trace {
@@ -255,22 +255,6 @@ impl Recovery<'_> {
         }
     }
 
-    /// Output that this application has not written, of texts that it has not done, is another writer's.
-    fn check_writer(&self, partition: i32, found: Option<&Committed>, last: Option<&Trace>) -> Result<(), Error> {
-        let settings = &self.context.settings;
-        let undone = |last: &&Trace| found.is_none_or(|found| last.offset >= found.offset);
-        let Some(last) = last.filter(undone).filter(|_| !settings.embed.alongside) else { return Ok(()) };
-        match &last.application {
-            Some(other) if *other != settings.application_id => {
-                let texts = &self.context.topics.texts.name;
-                let evidence =
-                    format!("the text at offset {} of {texts}/{partition} is done by it already", last.offset);
-                Err(writers::second(settings, other, &evidence))
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
     fn check_in_log(&self, partition: i32, offset: i64, texts: Extent) -> Result<(), Error> {
         if (texts.start..=texts.end).contains(&offset) {
             return Ok(());
@@ -399,8 +383,7 @@ impl Recovery<'_> {
                 std::str::from_utf8(value).ok()
             };
             let (partition, offset) = parse_source(header(SOURCE_HEADER)?, texts)?;
-            let [digest, application] = [DIGEST_HEADER, APPLICATION_HEADER].map(|name| header(name).map(str::to_owned));
-            Some((partition, Trace { offset, digest, application }))
+            Some((partition, Trace { offset, digest: header(DIGEST_HEADER).map(str::to_owned) }))
         };
         let in_features: BTreeMap<i32, i32> = partitions.map(|partition| (partition, partition)).collect();
         let in_dead = in_features.keys().map(|&partition| (partition, partition % dead.partitions)).collect();

@@ -2,12 +2,15 @@
 //!
 //! Processes of one application share a group, and Kafka shares the partitions out. Two applications know nothing of
 //! each other, so each looks for the other before it begins: beside the offsets that a stage commits stands what it
-//! writes to, and in its output who wrote it.
+//! writes to.
+
+use std::collections::BTreeMap;
 
 use super::stage::{Context, Error};
 use crate::config::Settings;
 use crate::kafka;
-use crate::kafka::groups::Groups;
+use crate::kafka::groups::{Groups, Membership};
+use crate::kafka::offsets::Committed;
 
 /// What the stage stores beside each offset that it commits; tools that reset a group leave it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,42 +50,45 @@ impl std::fmt::Display for Mark<'_> {
     }
 }
 
-/// Looks for other applications that embed the same texts into the same topic just now.
+/// Looks for other applications that embed the same texts into the same topic, or have done what this one has not:
+/// `beyond` has, for each partition whose output goes beyond what this application has committed, the text after it.
 ///
 /// Called after this process has committed its own mark: of two that start at the same moment, at least one sees the
 /// other.
 ///
 /// # Errors
 /// Names the application and its group, and the ways out.
-pub(super) fn refuse_others(context: &Context) -> Result<(), Error> {
-    let settings = &context.settings;
+pub(super) fn refuse_others(context: &Context, beyond: &BTreeMap<i32, i64>) -> Result<(), Error> {
+    let (settings, topics) = (&context.settings, &context.topics);
     if settings.embed.alongside {
         return Ok(());
     }
     let own = settings.embed_group();
+    let partitions: Vec<i32> = (0..topics.texts.partitions).collect();
     for (group, other) in Groups::new(settings)?.others(settings, &own)? {
-        if writes_here(context, &group)? {
-            let kind = own.strip_prefix(settings.application_id.as_str()).unwrap_or(&own);
-            let application = group.strip_suffix(kind).unwrap_or(&group);
-            return Err(second(settings, application, &format!("its group `{group}` {}", other.membership)));
-        }
+        let committed = kafka::offsets::committed_by_other(settings, &group, &topics.texts.name, &partitions)?;
+        let writes_here = |committed: &Committed| {
+            Mark::parse(&committed.metadata).is_some_and(|mark| mark.features == Some(&topics.features.name))
+        };
+        let has_done = |(partition, next): (&i32, &i64)| {
+            let theirs = committed.get(partition).filter(|theirs| writes_here(theirs) && theirs.offset >= *next)?;
+            Some((*partition, theirs.offset))
+        };
+        let evidence = if let Some((partition, offset)) = beyond.iter().find_map(has_done) {
+            format!("its group `{group}` has done all below offset {offset} of {}/{partition}", topics.texts.name)
+        } else if other.membership != Membership::Nobody && committed.values().any(writes_here) {
+            format!("its group `{group}` {}", other.membership)
+        } else {
+            continue;
+        };
+        let kind = own.strip_prefix(settings.application_id.as_str()).unwrap_or(&own);
+        return Err(second(settings, group.strip_suffix(kind).unwrap_or(&group), &evidence));
     }
     Ok(())
 }
 
-/// Whether a group has marked partitions of these texts as written to these features.
-fn writes_here(context: &Context, group: &str) -> Result<bool, Error> {
-    let topics = &context.topics;
-    let partitions: Vec<i32> = (0..topics.texts.partitions).collect();
-    let committed = kafka::offsets::committed_by_other(&context.settings, group, &topics.texts.name, &partitions)?;
-    let features = Some(topics.features.name.as_str());
-    Ok(committed
-        .values()
-        .any(|committed| Mark::parse(&committed.metadata).is_some_and(|mark| mark.features == features)))
-}
-
 /// The refusal to write beside another application.
-pub(super) fn second(settings: &Settings, application: &str, evidence: &str) -> Error {
+fn second(settings: &Settings, application: &str, evidence: &str) -> Error {
     let (texts, features) = (&settings.topics.texts, &settings.topics.features);
     Error::SecondWriter(format!(
         "application `{application}` embeds `{texts}` into `{features}`, too: {evidence}, and this is application `{}`. Each text would be in `{features}` twice. To share the work, set the same `application_id`; to embed apart, set other `topics.features` and `topics.dead_letters`; to take over from an application that has ended for good, start once with `--alongside`: then what it has written counts as done",

@@ -13,8 +13,6 @@ pub const TENSOR: &str = "rows";
 pub const EMBEDDER_HEADER: &str = "embedder";
 /// Header: `topic/partition/offset` of the input.
 pub const SOURCE_HEADER: &str = "source";
-/// Header: the application that wrote the record.
-pub const APPLICATION_HEADER: &str = "application";
 /// Header: [`source_digest`] of the input.
 pub const DIGEST_HEADER: &str = "digest";
 /// Header, present only when tokens were cut off.

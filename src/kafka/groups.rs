@@ -73,7 +73,7 @@ impl Groups {
         Ok(self.list(Some(group))?.remove(group).map_or(Membership::Nobody, |group| group.membership))
     }
 
-    /// Groups of other applications that end like `own` after the application's id, and may have members.
+    /// Groups of other applications that end like `own` after the application's id.
     ///
     /// Nothing but a warning when brokers do not show groups.
     ///
@@ -88,7 +88,7 @@ impl Groups {
             }
             groups => groups?,
         };
-        groups.retain(|name, group| name != own && name.ends_with(kind) && group.membership != Membership::Nobody);
+        groups.retain(|name, _| name != own && name.ends_with(kind));
         Ok(groups)
     }
 

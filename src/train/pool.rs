@@ -149,6 +149,7 @@ fn refuse_others(context: &Context) -> Result<(), Error> {
             Membership::Unseen => {
                 !kafka::offsets::committed_by_other(settings, &group, &trials.name, &partitions)?.is_empty()
             }
+            // Without members there are no subscriptions.
             Membership::Nobody | Membership::Members(_) => other.topics.contains(&trials.name),
         };
         if serves {

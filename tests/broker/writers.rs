@@ -68,7 +68,7 @@ fn what_another_application_has_written_is_seen_when_it_has_gone() {
     let process = start(&first, &[]);
     Progress::of(&first).await_done(30);
     drop(stop(process));
-    assert_refused(&sweepstream(&second, &EMBED), &first, "is done by it already");
+    assert_refused(&sweepstream(&second, &EMBED), &first, "has done all below");
     // Taken over for good: what is done stays done.
     produce(&first, &first.topics.texts, &sentences(10));
     let process = start(&second, &["--alongside"]);
@@ -78,7 +78,7 @@ fn what_another_application_has_written_is_seen_when_it_has_gone() {
     let process = start(&second, &[]);
     let _ = process.await_line("assigned");
     drop(stop(process));
-    assert_refused(&sweepstream(&first, &EMBED), &second, "is done by it already");
+    assert_refused(&sweepstream(&first, &EMBED), &second, "has done all below");
     assert_one_verdict_each(&first);
 }
 
@@ -95,12 +95,7 @@ fn with_consent_two_applications_write_side_by_side() {
     Progress::of(&first).await_done(20);
     Progress::of(&second).await_done(20);
     drop([alone, beside].map(stop));
-    let features = read(&first, &first.topics.features);
-    assert_eq!(features.len(), 40);
-    for application in [&first.application_id, &second.application_id] {
-        let by = |record: &&crate::support::In| record.header("application").as_ref() == Some(application);
-        assert_eq!(features.iter().filter(by).count(), 20);
-    }
+    assert_eq!(read(&first, &first.topics.features).len(), 40);
 }
 
 #[test]
