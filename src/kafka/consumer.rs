@@ -17,7 +17,7 @@ use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::statistics::{Partition, Statistics};
+use rdkafka::statistics::{Broker, Partition, Statistics};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
@@ -381,9 +381,11 @@ impl ClientContext for MemberContext {
     }
 
     fn stats(&self, statistics: Statistics) {
-        // Bootstrap entries have no id; before the first answer there are only those.
-        let mut brokers = statistics.brokers.values().filter(|broker| broker.nodeid >= 0).peekable();
-        let away = brokers.peek().is_some() && !brokers.any(|broker| broker.state == "UP");
+        // Bootstrap entries have no id; before the first answer there are only those. The coordinator is listed twice, and
+        // under that name it may take its time: a member that joins is answered when all others have joined.
+        let is_broker = |broker: &&Broker| broker.nodeid >= 0 && broker.source != "logical";
+        let mut brokers = statistics.brokers.values().filter(is_broker).peekable();
+        let away = brokers.peek().is_some() && !brokers.any(answers);
         self.disconnected.store(away, Ordering::Release);
         let count = statistics.topics.values().map(|topic| topic.partitions.keys().filter(|&&id| id >= 0).count());
         self.partitions.store(count.max().and_then(|count| count.try_into().ok()).unwrap_or(0), Ordering::Release);
@@ -391,6 +393,13 @@ impl ClientContext for MemberContext {
         let known = partitions.filter(|partition| partition.ls_offset >= 0);
         *self.stable_ends.lock() = known.map(|partition| (partition.partition, StableEnd::of(partition))).collect();
     }
+}
+
+/// Whether a broker is connected and not silent for long while it owes an answer, as one that hangs is.
+fn answers(broker: &Broker) -> bool {
+    // Longer than a collection of garbage; a member fetches all the time, and is answered within 50 ms.
+    const SILENCE_US: i64 = 12_000_000;
+    broker.state == "UP" && (broker.waitresp_cnt == 0 || broker.rxidle < SILENCE_US)
 }
 
 /// What librdkafka last knew of a partition's end.
