@@ -152,6 +152,13 @@ impl Topology {
         cluster?;
         let declarations = Declarations::load(settings)?;
         let topics = declarations.ensure(settings, model.as_ref().map(|model| model.matrix_bytes_max))?;
+        // Before anybody can ask: a process is not ready because none of its stages has begun.
+        for stage in stages {
+            match stage {
+                Stage::Embed => status.embed().want(),
+                Stage::Train => status.train().want(),
+            }
+        }
         let http = http::Server::start(settings, metrics.clone(), status.clone())?;
         let mut topology = Self {
             stages: Vec::new(),
@@ -173,7 +180,6 @@ impl Topology {
     }
 
     fn start_embed(&mut self, mut model: Model) -> Result<(), Error> {
-        self.status.embed().want();
         let stop = CancellationToken::new();
         let instance =
             self.settings.kafka.group_instance_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
@@ -192,7 +198,6 @@ impl Topology {
     }
 
     fn start_train(&mut self) -> Result<(), Error> {
-        self.status.train().want();
         let stop = CancellationToken::new();
         let (settings, topics) = (self.settings.clone(), self.topics.clone());
         let (metrics, status) = (self.metrics.clone(), self.status.clone());

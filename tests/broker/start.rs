@@ -70,6 +70,18 @@ fn a_signal_ends_a_start_that_waits_for_the_broker() {
 }
 
 #[test]
+fn nothing_is_ready_before_a_stage_has_its_assignment() {
+    let settings = settings("early");
+    let mut process = Process::start(&settings, &["run", "--stage=train", "-s", "http.address=127.0.0.1:0"]);
+    let address = process.http_address();
+    // Asked as soon as anybody can ask.
+    eventually("it is ready", || get(&address, "/health/ready").0 == 200);
+    process.signal("KILL");
+    let _ = process.wait();
+    assert!(process.stderr().contains("assigned group="), "{}", process.stderr());
+}
+
+#[test]
 fn settings_that_cannot_be_are_named() {
     let settings = settings("settings");
     let run = |set: &str| sweepstream(&settings, &["run", "-s", set]);
