@@ -65,7 +65,7 @@ pub(super) fn refuse_others(context: &Context, beyond: &BTreeMap<i32, i64>) -> R
     }
     let own = settings.embed_group();
     let partitions: Vec<i32> = (0..topics.texts.partitions).collect();
-    for (group, other) in Groups::new(settings)?.others(settings, &own)? {
+    for (application, group, other) in Groups::new(settings)?.others(settings, &own)? {
         let committed = kafka::offsets::committed_by_other(settings, &group, &topics.texts.name, &partitions)?;
         let writes_here = |committed: &Committed| {
             Mark::parse(&committed.metadata).is_some_and(|mark| mark.features == Some(&topics.features.name))
@@ -81,8 +81,7 @@ pub(super) fn refuse_others(context: &Context, beyond: &BTreeMap<i32, i64>) -> R
         } else {
             continue;
         };
-        let kind = own.strip_prefix(settings.application_id.as_str()).unwrap_or(&own);
-        return Err(second(settings, group.strip_suffix(kind).unwrap_or(&group), &evidence));
+        return Err(second(settings, &application, &evidence));
     }
     Ok(())
 }

@@ -73,23 +73,23 @@ impl Groups {
         Ok(self.list(Some(group))?.remove(group).map_or(Membership::Nobody, |group| group.membership))
     }
 
-    /// Groups of other applications that end like `own` after the application's id.
+    /// Groups of other applications that end like `own` after the application's id: its name, the group's, the group.
     ///
     /// Nothing but a warning when brokers do not show groups.
     ///
     /// # Errors
     /// When brokers do not answer.
-    pub fn others(&self, settings: &Settings, own: &str) -> Result<BTreeMap<String, Group>> {
+    pub fn others(&self, settings: &Settings, own: &str) -> Result<Vec<(String, String, Group)>> {
         let kind = own.strip_prefix(settings.application_id.as_str()).unwrap_or(own);
-        let mut groups = match self.list(None) {
+        let groups = match self.list(None) {
             Err(error) if !error.passes_by_itself() => {
                 tracing::warn!(%error, "whether another application is at work on the same topics cannot be seen");
                 BTreeMap::new()
             }
             groups => groups?,
         };
-        groups.retain(|name, _| name != own && name.ends_with(kind));
-        Ok(groups)
+        let others = groups.into_iter().filter(|(name, _)| name != own);
+        Ok(others.filter_map(|(name, group)| Some((name.strip_suffix(kind)?.to_owned(), name, group))).collect())
     }
 
     fn list(&self, group: Option<&str>) -> Result<BTreeMap<String, Group>> {

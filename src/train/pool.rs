@@ -144,7 +144,7 @@ fn refuse_others(context: &Context) -> Result<(), Error> {
     let (settings, trials) = (&context.settings, &context.topics.trials);
     let own = settings.train_group();
     let partitions: Vec<i32> = (0..trials.partitions).collect();
-    for (group, other) in Groups::new(settings)?.others(settings, &own)? {
+    for (_, group, other) in Groups::new(settings)?.others(settings, &own)? {
         let serves = match other.membership {
             Membership::Unseen => {
                 !kafka::offsets::committed_by_other(settings, &group, &trials.name, &partitions)?.is_empty()
