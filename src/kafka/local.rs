@@ -16,8 +16,9 @@ use super::error::{Error, Result};
 use super::{client, descriptors, ports};
 use crate::config::Settings;
 
-/// How long the broker may take to answer.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a broker that has not ended may take to answer: two starts of a JVM, 3 s on an idle machine and more than a
+/// minute beside thirty busy processes on two cores.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long a port that was asked for is waited for: a broker that was ended just now may hold it a moment longer.
 const PORT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,7 +1,7 @@
 //! A Kafka and the program's processes, started again when they end, as an orchestrator would.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -282,13 +282,12 @@ impl Workers {
         self.lives += 1;
         let log =
             self.folder.join(format!("{}-{}-{:03}.log", self.settings.application_id, self.target.name(), self.lives));
-        let file: File = OpenOptions::new().create(true).append(true).open(&log)?;
         let mut command = support::command(&self.settings, &["run", "--stage", self.target.name()]);
         let _ = command.args(flags(&self.settings));
         if self.named && self.settings.kafka.group_protocol == GroupProtocol::Classic {
             let _ = command.arg("-s").arg(format!("kafka.group_instance_id={name}"));
         }
-        Ok(Life { process: Process::logged(command, file), log })
+        Ok(Life { process: Process::logged(command, &log), log })
     }
 
     pub fn start(&mut self) -> Result<()> {

@@ -63,6 +63,7 @@ impl Lab {
         support::produce(&self.settings, &self.settings.topics.features, records);
     }
 
+    /// A file in the lab's folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -98,8 +99,7 @@ impl Lab {
         if let Some(instance) = &kafka.group_instance_id {
             let _ = command.env("SWEEPSTREAM_KAFKA__GROUP_INSTANCE_ID", instance);
         }
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.file(name)).unwrap();
-        Process::logged(command, log)
+        Process::logged(command, &self.file(name))
     }
 
     /// What a trainer has logged.
