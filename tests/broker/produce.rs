@@ -218,7 +218,8 @@ fn an_interrupt_says_how_many_were_delivered_and_how_to_go_on() {
 fn what_a_broker_that_is_away_has_not_confirmed_is_not_claimed() {
     let broker = Broker::start();
     let settings = broker.settings("unconfirmed");
-    let timeout = ["-s", "kafka.properties.message.timeout.ms=2000"];
+    // Longer than a busy machine takes for the first two.
+    let timeout = ["-s", "kafka.properties.message.timeout.ms=10000"];
     let mut process = produce_from_pipe(&settings, &timeout);
     feed(&mut process, "one\ntwo\n");
     eventually("two have arrived", || {

@@ -231,7 +231,7 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
 /// A commit is answered before its markers are written, so what is committed already may not be readable yet. Waits for
 /// that, but not for long: some tests leave transactions open.
 fn await_markers(settings: &Settings, committed: &BaseConsumer, topic: &str, partitions: &[i32]) {
-    const SETTLE: Duration = Duration::from_secs(3);
+    let settle = Duration::from_secs(if is_busy() { 20 } else { 3 });
     let uncommitted: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
         .set("isolation.level", "read_uncommitted")
@@ -239,7 +239,7 @@ fn await_markers(settings: &Settings, committed: &BaseConsumer, topic: &str, par
         .unwrap();
     let end = |consumer: &BaseConsumer, partition| consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
     let ends: Vec<i64> = partitions.iter().map(|&partition| end(&uncommitted, partition)).collect();
-    let deadline = Instant::now() + SETTLE;
+    let deadline = Instant::now() + settle;
     for (&partition, &wanted) in partitions.iter().zip(&ends) {
         while end(committed, partition) < wanted && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
@@ -608,12 +608,17 @@ impl In {
 
 /// Status code and body of a GET request.
 pub fn get(address: &str, path: &str) -> (u16, String) {
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    try_get(address, path).unwrap()
+}
+
+/// [`get`] from who may have no file descriptor left to answer with, and then ends a connection unanswered.
+pub fn try_get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = std::net::TcpStream::connect(address)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer).unwrap();
-    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    let _ = stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    Ok((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
 }
 
 /// What an operator does to topics and groups.
