@@ -8,6 +8,7 @@ use rdkafka::groups::GroupInfo;
 
 use super::client::{self, LogContext, REQUEST_TIMEOUT};
 use super::error::{Error, Result};
+use super::offsets::{patiently, PATIENCE};
 use crate::config::Settings;
 
 /// Whether a group has members.
@@ -94,9 +95,11 @@ impl Groups {
 
     fn list(&self, group: Option<&str>) -> Result<BTreeMap<String, Group>> {
         // It asks the brokers that are known, and before any request none is.
-        let listed = self.0.fetch_metadata(None, REQUEST_TIMEOUT);
-        let listed = listed.and_then(|_| self.0.fetch_group_list(group, REQUEST_TIMEOUT));
-        let listed = listed.map_err(Error::call("asking for consumer groups"))?;
+        let list = || {
+            let _ = self.0.fetch_metadata(None, REQUEST_TIMEOUT)?;
+            self.0.fetch_group_list(group, REQUEST_TIMEOUT)
+        };
+        let listed = patiently(PATIENCE, list).map_err(Error::call("asking for consumer groups"))?;
         let describe = |group: &GroupInfo| {
             let topics = group.members().iter().filter_map(|member| subscription(member.metadata()?)).flatten();
             (group.name().to_owned(), Group { membership: Membership::of(group), topics: topics.collect() })

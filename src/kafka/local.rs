@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rustix::process::{kill_process_group, Pid, Signal};
 use tempfile::TempDir;
 
 use super::error::{Error, Result};
@@ -19,6 +20,9 @@ use crate::config::Settings;
 /// How long a broker that has not ended may take to answer: two starts of a JVM, 3 s on an idle machine and more than a
 /// minute beside thirty busy processes on two cores.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How long a broker may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a port that was asked for is waited for: a broker that was ended just now may hold it a moment longer.
 const PORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -220,18 +224,34 @@ impl LocalBroker {
     pub fn stop(mut self) {
         if let Some(pipe) = &mut self.shell.stdin {
             if pipe.write_all(b"stop\n").is_ok() {
-                let deadline = Instant::now() + Duration::from_secs(20);
-                while Instant::now() < deadline && matches!(self.shell.try_wait(), Ok(None)) {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
+                let _ = self.ends_within(STOP_TIMEOUT);
             }
         }
+    }
+
+    fn ends_within(&mut self, bound: Duration) -> bool {
+        let deadline = Instant::now() + bound;
+        while matches!(self.shell.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
     }
 }
 
 impl Drop for LocalBroker {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
+        if self.ends_within(STOP_TIMEOUT) {
+            return;
+        }
+        // It hangs, or somebody has halted it; whoever drops it must not hang with it.
+        tracing::warn!(process = self.id(), "the local broker does not end; it is killed");
+        if let Some(group) = i32::try_from(self.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         if let Err(error) = self.shell.wait() {
             tracing::debug!(%error, "waiting for the local broker to end");
         }

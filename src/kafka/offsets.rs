@@ -77,8 +77,8 @@ impl Watermarks {
     /// # Errors
     /// When no broker answers.
     pub fn topics(&self) -> Result<BTreeSet<String>> {
-        let metadata =
-            self.uncommitted.fetch_metadata(None, REQUEST_TIMEOUT).map_err(Error::call("asking for topics"))?;
+        let ask = || self.uncommitted.fetch_metadata(None, REQUEST_TIMEOUT);
+        let metadata = patiently(PATIENCE, ask).map_err(Error::call("asking for topics"))?;
         Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
     }
 
@@ -88,7 +88,8 @@ impl Watermarks {
     /// When the topic does not exist or no broker answers.
     pub fn partitions(&self, topic: &str) -> Result<i32> {
         let action = || format!("asking for the partitions of topic `{topic}`");
-        let metadata = self.uncommitted.fetch_metadata(Some(topic), REQUEST_TIMEOUT).map_err(Error::call(action()))?;
+        let ask = || self.uncommitted.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
+        let metadata = patiently(PATIENCE, ask).map_err(Error::call(action()))?;
         let found = metadata.topics().iter().find(|candidate| candidate.name() == topic);
         match found {
             Some(found) if found.error().is_none() && !found.partitions().is_empty() => {
@@ -145,10 +146,14 @@ impl Watermarks {
 fn watermarks(consumer: &BaseConsumer<LogContext>, topic: &str, partition: i32) -> Result<Extent> {
     // What librdkafka reports meanwhile waits in the queue of a consumer, and nobody else empties it.
     while consumer.poll(Duration::ZERO).is_some() {}
-    let (start, end) = patiently(REQUEST_TIMEOUT, || consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
+    let (start, end) = patiently(PATIENCE, || consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
         .map_err(Error::call(format!("asking for the watermarks of {topic}/{partition}")))?;
     Ok(Extent { start, end })
 }
+
+/// How long a request is repeated: a leader that died is replaced after its session, 9 s by default, and a busy broker takes
+/// longer until it serves a topic that was created just now.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Repeats a request that failed for a reason that passes, such as an election or a metadata refresh.
 pub(super) fn patiently<T>(
@@ -165,7 +170,8 @@ pub(super) fn patiently<T>(
         let passing = matches!(
             code_of(&error),
             Some(
-                Code::LeaderNotAvailable
+                Code::AllBrokersDown
+                    | Code::LeaderNotAvailable
                     | Code::NotLeaderForPartition
                     | Code::UnknownPartition
                     | Code::UnknownTopicOrPartition

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::client::{self, REQUEST_TIMEOUT};
 use super::error::{Error, Result};
-use super::offsets::{patiently, Watermarks};
+use super::offsets::{patiently, Watermarks, PATIENCE};
 use super::transaction::DEFAULT_LIMIT_BYTES;
 use crate::config::{words, Settings};
 
@@ -210,8 +210,7 @@ impl Declarations {
             }
             // A cluster that was just restarted answers before it can create anything.
             let create = || futures::executor::block_on(admin.create_topics([&topic], &options()));
-            let results =
-                patiently(3 * REQUEST_TIMEOUT, create).map_err(Error::call(format!("creating topic `{name}`")))?;
+            let results = patiently(PATIENCE, create).map_err(Error::call(format!("creating topic `{name}`")))?;
             for result in results {
                 match result {
                     Ok(_) => {
@@ -359,8 +358,7 @@ pub fn describe<'a>(
     let specifiers: Vec<ResourceSpecifier<'a>> = names.map(ResourceSpecifier::Topic).collect();
     // As when topics are created: a cluster that is busy, or was just restarted, answers late.
     let ask = || futures::executor::block_on(admin.describe_configs(&specifiers, &options()));
-    let resources =
-        patiently(3 * REQUEST_TIMEOUT, ask).map_err(Error::call("asking for the configuration of topics"))?;
+    let resources = patiently(PATIENCE, ask).map_err(Error::call("asking for the configuration of topics"))?;
     let mut all = HashMap::new();
     for (specifier, resource) in specifiers.iter().zip(resources) {
         let ResourceSpecifier::Topic(name) = specifier else { continue };
@@ -383,7 +381,7 @@ pub fn delete_groups(settings: &Settings, groups: &[String]) -> Result<()> {
     let admin = admin(settings)?;
     let names: Vec<&str> = groups.iter().map(String::as_str).collect();
     let delete = || futures::executor::block_on(admin.delete_groups(&names, &options()));
-    let results = patiently(3 * REQUEST_TIMEOUT, delete).map_err(Error::call("deleting consumer groups"))?;
+    let results = patiently(PATIENCE, delete).map_err(Error::call("deleting consumer groups"))?;
     for result in results {
         match result {
             Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}

@@ -8,7 +8,8 @@ use sweepstream::kafka::ports;
 
 use crate::lab::{assert_expected, dealt, points, Lab};
 use crate::support::{
-    self, assert_one_verdict_each, create_topics, eventually, get, parts, produce, read, Out, Process, Progress,
+    self, assert_one_verdict_each, create_topics, eventually, eventually_after, get, parts, produce, read, Out,
+    Process, Progress,
 };
 
 /// A broker of the test's own that keeps its data and its port.
@@ -24,6 +25,10 @@ impl Broker {
         let mut broker = Self { folder: tempfile::tempdir().unwrap(), port, running: None };
         broker.restart();
         broker
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     fn restart(&mut self) {
@@ -208,7 +213,7 @@ fn trials_outlive_a_broker_that_dies() {
     let trainer = lab.trainer("log");
     let written = || read(&lab.settings, &lab.settings.topics.output).len();
     for times in 1..=3 {
-        eventually("both are at work", || written() > 40 * times);
+        eventually_after("both are at work", || written() as u64, || written() > 40 * times);
         broker.kill();
         broker.restart();
     }
@@ -219,7 +224,7 @@ fn trials_outlive_a_broker_that_dies() {
             .iter()
             .all(|trial| records.iter().any(|record| record.key() == format!("{}/outcome", trial.trial)))
     };
-    eventually("both end", || ended(&lab.settings));
+    eventually_after("both end", || written() as u64, || ended(&lab.settings));
     drop(trainer);
     println!("{}", lab.log("log"));
     let output = lab.output();

@@ -36,15 +36,15 @@ fn the_soft_limit_is_raised_to_the_hard_one() {
 fn a_run_with_few_warns_at_its_start_and_says_that_they_have_run_out() {
     let settings = settings("few");
     let run = command(&settings, &["run", "--stage=train", "-s", "http.address=127.0.0.1:0"]);
-    let process = Process::spawn(limited(&run, 80));
-    let warning = process.await_line("this process may have 80 file descriptors");
+    let process = Process::spawn(limited(&run, 100));
+    let warning = process.await_line("this process may have 100 file descriptors");
     assert!(warning.contains("ulimit -n"), "{warning}");
     let address = process.http_address();
-    // A start among busy processes can take all 80 for a while.
+    // A start among busy processes can take all of them for a while.
     eventually("it is ready", || try_get(&address, "/health/ready").is_ok_and(|(code, _)| code == 200));
     // As connections to more brokers, or more trials, would.
     let connections: Vec<TcpStream> = (0..80).map(|_| TcpStream::connect(&address).unwrap()).collect();
-    let _ = process.await_line("no file descriptor is left of 80");
+    let _ = process.await_line("no file descriptor is left of 100");
     drop(connections);
 }
 

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use sweepstream::kafka::ports;
 
+use crate::away::Broker;
 use crate::support::{self, create_topics, eventually, finish, parts, produce, read, Out, Process};
 
 /// A folder that lets everyone in.
@@ -64,6 +65,16 @@ fn stop(mut process: Process) {
 
 fn names(folder: &Path) -> Vec<std::ffi::OsString> {
     std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+}
+
+#[test]
+fn a_broker_that_was_halted_does_not_hold_up_who_is_done_with_it() {
+    let broker = Broker::start();
+    broker.signal("STOP");
+    let port = broker.port();
+    drop(broker);
+    // Only its shell has been waited for.
+    eventually("it has ended", || ports::bind(port).is_ok());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use sweepstream::config::GroupProtocol;
 use sweepstream::train::start::Started;
 
 use crate::lab::{assert_expected, dealt, expected, points, Lab};
-use crate::support::{eventually, read, Out, Process};
+use crate::support::{eventually, eventually_after, read, Out, Process};
 
 const SEARCH: &str = r#"
 name = "o"
@@ -34,6 +34,10 @@ fn records() -> Vec<Out> {
 /// How often a process has taken a trial up.
 fn taken(lab: &Lab, log: &str) -> usize {
     lab.log(log).lines().filter(|line| line.contains("trial begins") || line.contains("trial goes on")).count()
+}
+
+fn written(lab: &Lab) -> u64 {
+    read(&lab.settings, &lab.settings.topics.output).len() as u64
 }
 
 fn ended(lab: &Lab, search: &Started) -> usize {
@@ -72,7 +76,7 @@ fn when_one_process_is_killed_the_other_ends_its_trials_with_the_same_bits() {
     let ([mut one, two], search) = two_at_work(&lab, 60);
     one.signal("KILL");
     let _ = one.wait();
-    eventually("all trials end", || ended(&lab, &search) == 4);
+    eventually_after("all trials end", || written(&lab), || ended(&lab, &search) == 4);
     drop(two);
     assert_whole(&lab, &search);
 }
@@ -80,7 +84,7 @@ fn when_one_process_is_killed_the_other_ends_its_trials_with_the_same_bits() {
 fn a_zombie(lab: &Lab) {
     let ([mut one, two], search) = two_at_work(lab, 60);
     one.signal("STOP");
-    eventually("the other ends all trials", || ended(lab, &search) == 4);
+    eventually_after("the other ends all trials", || written(lab), || ended(lab, &search) == 4);
     let before = read(&lab.settings, &lab.settings.topics.output);
     one.signal("CONT");
     eventually("it notices", || {

@@ -11,7 +11,7 @@ use sweepstream::kafka::topics::delete_groups;
 use sweepstream::train::start::Started;
 
 use crate::lab::{assert_expected, client, dealt, expected, points, Lab};
-use crate::support::{committed, eventually, produce, read, Out, PATIENCE};
+use crate::support::{committed, eventually, eventually_after, produce, read, Out, PATIENCE};
 
 /// Windows are smaller than batches and the last batch is short: every kind of position occurs.
 const SEARCH: &str = r#"
@@ -49,7 +49,8 @@ fn written(settings: &Settings) -> i64 {
 /// Waits until so many more offsets are taken in `output`, or the trial has ended.
 fn await_written(settings: &Settings, more: i64) {
     let before = written(settings);
-    eventually("something is published", || written(settings) >= before + more);
+    let done = || u64::try_from(written(settings)).unwrap();
+    eventually_after("something is published", done, || written(settings) >= before + more);
 }
 
 /// Trains in this process until the trial has made some steps, then drains.
@@ -273,7 +274,7 @@ fn a_checkpoint_without_one_of_its_chunks_is_named_in_the_log() {
     let (slot, newest) = manifests(&lab, id).pop().unwrap();
     overwrite(&lab, id, &format!("checkpoint/{slot}/0"), None);
     let _process = lab.trainer("chunkless.log");
-    eventually("the trial ends", || lab.has_ended(id));
+    lab.await_end(id);
     let log = lab.log("chunkless.log");
     let line = log.lines().find(|line| line.contains("is damaged")).unwrap_or_else(|| panic!("{log}"));
     let named = format!("checkpoint {} in slot {slot} is damaged: chunk 0 of 1 is missing", newest["checkpoint"]);

@@ -218,7 +218,7 @@ pub fn search(lab: &Lab) -> Started {
 #[track_caller]
 pub fn assert_trained_by(process: Process, lab: &Lab, trial: &TrialRecord) {
     let id = &trial.trial;
-    eventually("the trial ends", || lab.has_ended(id));
+    lab.await_end(id);
     stop(process);
     assert_trained(lab, trial);
 }

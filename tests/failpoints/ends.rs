@@ -73,7 +73,7 @@ fn a_trials_thread_panics() {
     assert!(interrupted.contains("its thread panicked"), "{interrupted}");
     for search in [&first, &second] {
         let id = &search.trials[0].trial;
-        eventually("the trial ends", || lab.has_ended(id));
+        lab.await_end(id);
     }
     stop(process);
     assert_trained(&lab, &first.trials[0]);

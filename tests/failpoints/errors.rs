@@ -134,7 +134,7 @@ fn train_goes_on(call: &str, action: &str, code: Code, wanted: [u64; 3], interru
     let action = action.replace("return", &format!("return({})", code as i32));
     let plan = format!("kafka.transaction.{call}={action};train.publish.after_init=tell");
     let mut process = start(&lab.settings, &plan, &TRAIN_STAGE);
-    eventually("the trial ends", || lab.has_ended(&trial.trial));
+    lab.await_end(&trial.trial);
     eventually("transactions are counted", || counted(&process, "output") == wanted);
     process.signal("TERM");
     assert_eq!(process.wait().code(), Some(0), "{}", process.stderr());

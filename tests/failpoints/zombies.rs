@@ -128,7 +128,7 @@ fn train_frozen_before_fencing(protocol: GroupProtocol) {
     let _ = owner.await_line("trial interrupted");
     std::fs::write(&wake, "").unwrap();
     let id = &search.trials[0].trial;
-    eventually("the trial ends", || lab.has_ended(id));
+    lab.await_end(id);
     stop(zombie);
     assert_trained_by(owner, &lab, &search.trials[0]);
 }

@@ -132,6 +132,13 @@ impl Lab {
         self.trial(id).is_some_and(|trial| trial.get("outcome").is_some())
     }
 
+    /// Waits for that.
+    #[track_caller]
+    pub fn await_end(&self, id: &str) {
+        let written = || read(&self.settings, &self.settings.topics.output).len() as u64;
+        support::eventually_after("the trial ends", written, || self.has_ended(id));
+    }
+
     /// The newest record of a trial in `trials`.
     pub fn trial(&self, id: &str) -> Option<Value> {
         let records = read(&self.settings, &self.settings.topics.trials);

@@ -30,28 +30,9 @@ use sweepstream::kafka::topics::Declarations;
 use sweepstream::parts::Parts;
 use sweepstream::topology::{Stage, Topology};
 
-/// Longest that anything in a test may take. What takes longer hangs, unless the machine is busy: [`Patience`].
+/// Longest that anything in a test may take, on a machine that is busy with other things, too: what takes longer hangs.
+/// What goes on meanwhile may take any time, see [`eventually_after`].
 pub const PATIENCE: Duration = Duration::from_secs(150);
-
-/// Tells what hangs from what is slow. No promise is about this time, so it is longer where others keep the machine
-/// busy: beside ten busy processes 400 transactions and three restarts of a broker took more than [`PATIENCE`].
-pub struct Patience(Instant);
-
-impl Patience {
-    pub fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    pub fn is_over(&self) -> bool {
-        let waited = self.0.elapsed();
-        waited > PATIENCE && (waited > 4 * PATIENCE || !is_busy())
-    }
-
-    /// What has been waited for.
-    pub fn waited(&self) -> Duration {
-        self.0.elapsed()
-    }
-}
 
 /// The parts folder, in the project's root.
 pub fn parts() -> Parts {
@@ -206,9 +187,9 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
     }
     consumer.assign(&list).unwrap();
     let (mut records, mut open) = (Vec::new(), partitions.len());
-    let patience = Patience::begin();
+    let deadline = Instant::now() + PATIENCE;
     while open > 0 {
-        assert!(!patience.is_over(), "reading {topic} takes too long");
+        assert!(Instant::now() < deadline, "reading {topic} takes too long");
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => records.push(In {
                 partition: message.partition(),
@@ -237,7 +218,17 @@ fn await_markers(settings: &Settings, committed: &BaseConsumer, topic: &str, par
         .set("isolation.level", "read_uncommitted")
         .create()
         .unwrap();
-    let end = |consumer: &BaseConsumer, partition| consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
+    // A topic that was created just now may have no leader yet.
+    let end = |consumer: &BaseConsumer, partition| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match consumer.fetch_watermarks(topic, partition, PATIENCE) {
+                Ok((_, end)) => return end,
+                Err(error) => assert!(Instant::now() < deadline, "the end of {topic}/{partition}: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
     let ends: Vec<i64> = partitions.iter().map(|&partition| end(&uncommitted, partition)).collect();
     let deadline = Instant::now() + settle;
     for (&partition, &wanted) in partitions.iter().zip(&ends) {
@@ -271,14 +262,14 @@ pub fn committed(settings: &Settings, group: &str, topic: &str) -> BTreeMap<i32,
 
 /// A group's coordinator may still be on its way, above all on a new cluster.
 fn committed_of(consumer: &BaseConsumer, partitions: &TopicPartitionList) -> TopicPartitionList {
-    let patience = Patience::begin();
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match consumer.committed_offsets(partitions.clone(), PATIENCE) {
             Ok(committed) => return committed,
             Err(error) => {
                 let code = error.rdkafka_error_code();
                 let waits = [RDKafkaErrorCode::NotCoordinator, RDKafkaErrorCode::CoordinatorLoadInProgress];
-                assert!(code.is_some_and(|code| waits.contains(&code)) && !patience.is_over(), "{error}");
+                assert!(code.is_some_and(|code| waits.contains(&code)) && Instant::now() < deadline, "{error}");
             }
         }
     }
@@ -320,7 +311,7 @@ impl Progress {
 
     /// Waits until this many texts have their verdicts.
     pub fn await_done(&self, count: i64) {
-        eventually("texts are embedded", || self.done() >= count);
+        eventually_after("texts are embedded", || self.done() as u64, || self.done() >= count);
     }
 }
 
@@ -346,10 +337,21 @@ pub fn is_busy() -> bool {
 
 /// Waits for a condition.
 #[track_caller]
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let patience = Patience::begin();
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_after(what, || 0, condition);
+}
+
+/// Waits for a condition that comes after much else: as long as what is `done` changes, nothing hangs, however busy the
+/// machine. (400 transactions and three restarts of a broker took ten minutes beside ten busy processes.)
+#[track_caller]
+pub fn eventually_after(what: &str, mut done: impl FnMut() -> u64, mut condition: impl FnMut() -> bool) {
+    let (mut seen, mut changed) = (done(), Instant::now());
     while !condition() {
-        assert!(!patience.is_over(), "{what}: not within {:?}", patience.waited());
+        if changed.elapsed() > PATIENCE {
+            let now = done();
+            assert!(now != seen, "{what}: nothing has been done for {PATIENCE:?}, {seen} before");
+            (seen, changed) = (now, Instant::now());
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -357,10 +359,15 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// Runs stages in this process until `done`, then drains them.
 pub fn run(settings: &Settings, stages: &[Stage], mut done: impl FnMut(&Topology) -> bool) {
     let topology = Topology::start(settings, &parts(), stages).unwrap();
-    eventually("the stages are done", || {
+    let work = || {
+        let (embedded, dead) = topology.status.verdicts();
+        embedded + dead + topology.status.trials().values().map(|trial| trial.step).sum::<u64>()
+    };
+    let done = || {
         assert!(!topology.ended().is_cancelled(), "a stage ended by itself");
         done(&topology)
-    });
+    };
+    eventually_after("the stages are done", work, done);
     topology.stop().unwrap();
 }
 
@@ -472,12 +479,12 @@ impl Process {
     /// Waits for the end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        let patience = Patience::begin();
+        let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(!patience.is_over(), "the process does not end");
+            assert!(Instant::now() < deadline, "the process does not end");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -485,14 +492,15 @@ impl Process {
     /// Waits until a line of standard error contains this text.
     #[track_caller]
     pub fn await_line(&self, text: &str) -> String {
-        let patience = Patience::begin();
+        let deadline = Instant::now() + PATIENCE;
         let mut log = self.log.0.lock();
         loop {
             if let Some(line) = log.lines.iter().find(|line| line.contains(text)) {
                 return line.clone();
             }
-            assert!(!log.ended && !patience.is_over(), "the process never wrote `{text}`:\n{}", log.lines.join("\n"));
-            let _ = self.log.1.wait_for(&mut log, Duration::from_secs(1));
+            let in_time = Instant::now() < deadline;
+            assert!(!log.ended && in_time, "the process never wrote `{text}`:\n{}", log.lines.join("\n"));
+            let _ = self.log.1.wait_until(&mut log, deadline);
         }
     }
 
