@@ -249,8 +249,9 @@ impl Drop for LocalBroker {
         }
         // It hangs, or somebody has halted it; whoever drops it must not hang with it.
         tracing::warn!(process = self.id(), "the local broker does not end; it is killed");
-        if let Some(group) = i32::try_from(self.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process_group(group, Signal::KILL);
+        let group = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        if let Some(Err(error)) = group.map(|group| kill_process_group(group, Signal::KILL)) {
+            tracing::debug!(%error, "killing the local broker");
         }
         if let Err(error) = self.shell.wait() {
             tracing::debug!(%error, "waiting for the local broker to end");
