@@ -146,8 +146,16 @@ impl Watermarks {
 fn watermarks(consumer: &BaseConsumer<LogContext>, topic: &str, partition: i32) -> Result<Extent> {
     // What librdkafka reports meanwhile waits in the queue of a consumer, and nobody else empties it.
     while consumer.poll(Duration::ZERO).is_some() {}
-    let (start, end) = patiently(PATIENCE, || consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
-        .map_err(Error::call(format!("asking for the watermarks of {topic}/{partition}")))?;
+    let ask = || {
+        let found = consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT);
+        if found.is_err() {
+            // A client that has once seen a partition without a leader asks nobody again for minutes.
+            drop(consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT));
+        }
+        found
+    };
+    let (start, end) =
+        patiently(PATIENCE, ask).map_err(Error::call(format!("asking for the watermarks of {topic}/{partition}")))?;
     Ok(Extent { start, end })
 }
 

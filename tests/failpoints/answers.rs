@@ -14,6 +14,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaApiKey as Request, RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::ClientConfig;
 use sweepstream::config::Settings;
+use sweepstream::kafka::offsets::{Extent, Watermarks};
 use sweepstream::kafka::transaction::{Outgoing, TransactionalProducer};
 use sweepstream::kafka::{Class, Error};
 
@@ -129,7 +130,21 @@ pub fn tests() -> Vec<Trial> {
         // The commit is still under way, and nobody knows how it ends.
         (Request::EndTxn, Code::NotCoordinator, Class::Retriable, false),
     ];
-    ANSWERS.map(row).into_iter().chain(for_ever.map(never)).collect()
+    let leaderless = case("a_partition_that_had_no_leader_is_asked_for_again", had_no_leader);
+    ANSWERS.map(row).into_iter().chain(for_ever.map(never)).chain([leaderless]).collect()
+}
+
+/// A client that has seen a partition without its leader keeps that in mind, and asks nobody again for minutes.
+fn had_no_leader() {
+    let mock = Mock::new(Duration::from_secs(20));
+    mock.cluster.partition_leader(TOPIC, 0, None).unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| Watermarks::new(&mock.settings).unwrap().extent(TOPIC, 0));
+        // Long enough for it to have asked.
+        std::thread::sleep(Duration::from_secs(1));
+        mock.cluster.partition_leader(TOPIC, 0, Some(1)).unwrap();
+        assert_eq!(asked.join().unwrap().unwrap(), Extent { start: 0, end: 0 });
+    });
 }
 
 const TOPIC: &str = "t";

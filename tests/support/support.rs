@@ -226,6 +226,8 @@ fn await_markers(settings: &Settings, committed: &BaseConsumer, topic: &str, par
                 Ok((_, end)) => return end,
                 Err(error) => assert!(Instant::now() < deadline, "the end of {topic}/{partition}: {error}"),
             }
+            // The client would not ask again by itself.
+            drop(consumer.fetch_metadata(Some(topic), PATIENCE));
             std::thread::sleep(Duration::from_millis(50));
         }
     };
