@@ -9,6 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
 
 use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
 use super::order::Merge;
@@ -310,6 +311,19 @@ impl Replay {
         }
     }
 
+    /// Whether brokers know the partition no more. A client calls one that has no leader unknown, too, as after each
+    /// pause of a broker that is longer than its session: nothing is gone then.
+    fn is_gone(&self, partition: i32) -> bool {
+        let Ok(metadata) = self.consumer.fetch_metadata(Some(&self.range.topic), client::REQUEST_TIMEOUT) else {
+            return false;
+        };
+        metadata.topics().iter().any(|topic| {
+            let unknown = topic.error() == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
+            let known = topic.partitions().iter().any(|known| known.id() == partition);
+            unknown || (topic.error().is_none() && !known)
+        })
+    }
+
     /// After a silence: a log that ends before the range does is another one, and would be waited for in vain.
     fn check_log(&self, index: usize) -> Result<()> {
         let place = &self.range.partitions[index];
@@ -318,18 +332,7 @@ impl Replay {
                 index,
                 &format!("its log ends at offset {end}: the topic was recreated, or records were lost"),
             )),
-            Err(error)
-                if matches!(
-                    error.rdkafka_error_code(),
-                    Some(
-                        RDKafkaErrorCode::UnknownTopicOrPartition
-                            | RDKafkaErrorCode::UnknownTopic
-                            | RDKafkaErrorCode::UnknownPartition
-                    )
-                ) =>
-            {
-                Err(self.changed(index, "the topic was deleted"))
-            }
+            Err(_) if self.is_gone(place.partition) => Err(self.changed(index, "the topic was deleted")),
             // Brokers that are away say nothing about the log.
             Ok(_) | Err(_) => Ok(()),
         }

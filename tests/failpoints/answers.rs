@@ -14,6 +14,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaApiKey as Request, RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::ClientConfig;
 use sweepstream::config::Settings;
+use sweepstream::features::range::{PartitionRange, Position, Range};
+use sweepstream::features::replay::{Next, Replay};
+use sweepstream::features::window::{Reading, Window};
 use sweepstream::kafka::offsets::{Extent, Watermarks};
 use sweepstream::kafka::transaction::{Outgoing, TransactionalProducer};
 use sweepstream::kafka::{Class, Error};
@@ -130,8 +133,11 @@ pub fn tests() -> Vec<Trial> {
         // The commit is still under way, and nobody knows how it ends.
         (Request::EndTxn, Code::NotCoordinator, Class::Retriable, false),
     ];
-    let leaderless = case("a_partition_that_had_no_leader_is_asked_for_again", had_no_leader);
-    ANSWERS.map(row).into_iter().chain(for_ever.map(never)).chain([leaderless]).collect()
+    let leaderless = [
+        case("a_partition_that_had_no_leader_is_asked_for_again", had_no_leader),
+        case("a_partition_without_a_leader_is_not_gone", has_no_leader),
+    ];
+    ANSWERS.map(row).into_iter().chain(for_ever.map(never)).chain(leaderless).collect()
 }
 
 /// A client that has seen a partition without its leader keeps that in mind, and asks nobody again for minutes.
@@ -196,6 +202,28 @@ impl Mock {
         transaction.send_offsets(&offsets, &self.group)?;
         transaction.commit()
     }
+}
+
+/// What is to be replayed is waited for, longer than a silence that makes a reader look after the log.
+fn has_no_leader() {
+    let mock = Mock::new(Duration::from_secs(20));
+    mock.cluster.partition_leader(TOPIC, 0, None).unwrap();
+    let partition = PartitionRange { partition: 0, start: 0, end: 3, records: 3, digest: format!("{:016x}", 0) };
+    let range = Range { topic: TOPIC.into(), partitions: vec![partition] };
+    let reading = Reading {
+        window: 3,
+        rows_max: 1,
+        dim: 1,
+        validation: 0,
+        labels: Vec::new(),
+        labelled_only: false,
+        pooled: false,
+    };
+    let began = Instant::now();
+    let stopped = move || began.elapsed() > Duration::from_secs(8);
+    let start = Position::start(&range);
+    let mut replay = Replay::open(&mock.settings, "r", &range, reading, &start, stopped).unwrap();
+    assert_eq!(replay.next_window(&mut Window::default()).unwrap(), Next::Stopped);
 }
 
 fn answered_twice(request: Request, code: Code, wanted: Option<Class>) {
