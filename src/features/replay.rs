@@ -18,6 +18,7 @@ use super::window::{Reading, Window};
 use crate::config::{shortened, Settings};
 use crate::input::LABEL_HEADER;
 use crate::kafka::client::{self, LogContext};
+use crate::kafka::error::is_remembered;
 use crate::kafka::headers::{self, NotText};
 use crate::kafka::{Error, Result};
 
@@ -311,8 +312,7 @@ impl Replay {
         }
     }
 
-    /// Whether brokers know the partition no more. A client calls one that has no leader unknown, too, as after each
-    /// pause of a broker that is longer than its session: nothing is gone then.
+    /// Whether brokers know the partition no more.
     fn is_gone(&self, partition: i32) -> bool {
         let Ok(metadata) = self.consumer.fetch_metadata(Some(&self.range.topic), client::REQUEST_TIMEOUT) else {
             return false;
@@ -332,7 +332,9 @@ impl Replay {
                 index,
                 &format!("its log ends at offset {end}: the topic was recreated, or records were lost"),
             )),
-            Err(_) if self.is_gone(place.partition) => Err(self.changed(index, "the topic was deleted")),
+            Err(error) if is_remembered(&error) && self.is_gone(place.partition) => {
+                Err(self.changed(index, "the topic was deleted"))
+            }
             // Brokers that are away say nothing about the log.
             Ok(_) | Err(_) => Ok(()),
         }

@@ -251,6 +251,16 @@ pub(super) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
     }
 }
 
+/// Whether this may be what the client remembers of a topic, and no broker's answer: it keeps for minutes that a partition
+/// had no leader, which it calls unknown, and asks nobody again before somebody fetches metadata.
+pub fn is_remembered(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::LeaderNotAvailable)
+    )
+}
+
 pub(super) fn class_of(error: &KafkaError) -> Class {
     use RDKafkaErrorCode as Code;
     match error.rdkafka_error_code() {

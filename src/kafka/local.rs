@@ -21,9 +21,6 @@ use crate::config::Settings;
 /// minute beside thirty busy processes on two cores.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// How long a broker may take to end.
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// How long a port that was asked for is waited for: a broker that was ended just now may hold it a moment longer.
 const PORT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -224,34 +221,22 @@ impl LocalBroker {
     pub fn stop(mut self) {
         if let Some(pipe) = &mut self.shell.stdin {
             if pipe.write_all(b"stop\n").is_ok() {
-                let _ = self.ends_within(STOP_TIMEOUT);
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while Instant::now() < deadline && matches!(self.shell.try_wait(), Ok(None)) {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
             }
         }
-    }
-
-    fn ends_within(&mut self, bound: Duration) -> bool {
-        let deadline = Instant::now() + bound;
-        while matches!(self.shell.try_wait(), Ok(None)) {
-            if Instant::now() > deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        true
     }
 }
 
 impl Drop for LocalBroker {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
-        if self.ends_within(STOP_TIMEOUT) {
-            return;
-        }
-        // It hangs, or somebody has halted it; whoever drops it must not hang with it.
-        tracing::warn!(process = self.id(), "the local broker does not end; it is killed");
+        // The guard ends a JVM that hangs, but not if somebody has halted the guard as well.
         let group = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
-        if let Some(Err(error)) = group.map(|group| kill_process_group(group, Signal::KILL)) {
-            tracing::debug!(%error, "killing the local broker");
+        if let Some(Err(error)) = group.map(|group| kill_process_group(group, Signal::CONT)) {
+            tracing::debug!(%error, "waking the local broker to end it");
         }
         if let Err(error) = self.shell.wait() {
             tracing::debug!(%error, "waiting for the local broker to end");

@@ -10,7 +10,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::{self, LogContext, REQUEST_TIMEOUT};
-use super::error::{code_of, Error, Result};
+use super::error::{code_of, is_remembered, Error, Result};
 use crate::config::Settings;
 
 /// A consumer for one purpose, closed by a thread of its own: rust-rdkafka does it in steps of 100 ms.
@@ -148,8 +148,7 @@ fn watermarks(consumer: &BaseConsumer<LogContext>, topic: &str, partition: i32) 
     while consumer.poll(Duration::ZERO).is_some() {}
     let ask = || {
         let found = consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT);
-        if found.is_err() {
-            // A client that has once seen a partition without a leader asks nobody again for minutes.
+        if found.as_ref().is_err_and(is_remembered) {
             drop(consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT));
         }
         found

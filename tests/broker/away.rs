@@ -211,9 +211,8 @@ fn trials_outlive_a_broker_that_dies() {
         "name = \"a\"\nvalidation = 5\nwindow = 9\nbatch_size = 8\nmodel = \"mlp\"\nhidden = [3, 4]\nepochs = 200\n",
     );
     let trainer = lab.trainer("log");
-    let written = || read(&lab.settings, &lab.settings.topics.output).len();
     for times in 1..=3 {
-        eventually_after("both are at work", || written() as u64, || written() > 40 * times);
+        eventually_after("both are at work", || lab.written(), || lab.written() > 40 * times);
         broker.kill();
         broker.restart();
     }
@@ -224,7 +223,7 @@ fn trials_outlive_a_broker_that_dies() {
             .iter()
             .all(|trial| records.iter().any(|record| record.key() == format!("{}/outcome", trial.trial)))
     };
-    eventually_after("both end", || written() as u64, || ended(&lab.settings));
+    eventually_after("both end", || lab.written(), || ended(&lab.settings));
     drop(trainer);
     println!("{}", lab.log("log"));
     let output = lab.output();

@@ -8,8 +8,8 @@ use sweepstream::config::{InputFormat, Settings};
 use sweepstream::topology::Stage;
 
 use crate::support::{
-    assert_one_verdict_each, committed, create_topics, embed, embed_more, get, is_busy, produce, read, read_verdicts,
-    run, settings, sweepstream, In, Operator, Out, Process, Progress,
+    assert_one_verdict_each, assert_when_idle, committed, create_topics, embed, embed_more, get, produce, read,
+    read_verdicts, run, settings, sweepstream, In, Operator, Out, Process, Progress,
 };
 use crate::wire::{self, Raw};
 
@@ -314,7 +314,7 @@ fn a_features_limit_lowered_under_load_costs_aborted_transactions_and_nothing_el
     assert!(count("aborted") > 0, "the limit was not met");
     assert_eq!(count("failed"), 0);
     // Where a heartbeat comes late, the group takes the member for dead, and its transactions are refused.
-    assert!(count("fenced") == 0 || is_busy(), "{transactions}");
+    assert_when_idle(count("fenced") == 0, &format!("{} are fenced", count("fenced")), &transactions);
 }
 
 #[test]

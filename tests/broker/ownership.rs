@@ -36,10 +36,6 @@ fn taken(lab: &Lab, log: &str) -> usize {
     lab.log(log).lines().filter(|line| line.contains("trial begins") || line.contains("trial goes on")).count()
 }
 
-fn written(lab: &Lab) -> u64 {
-    read(&lab.settings, &lab.settings.topics.output).len() as u64
-}
-
 fn ended(lab: &Lab, search: &Started) -> usize {
     let records = read(&lab.settings, &lab.settings.topics.output);
     search
@@ -76,7 +72,7 @@ fn when_one_process_is_killed_the_other_ends_its_trials_with_the_same_bits() {
     let ([mut one, two], search) = two_at_work(&lab, 60);
     one.signal("KILL");
     let _ = one.wait();
-    eventually_after("all trials end", || written(&lab), || ended(&lab, &search) == 4);
+    eventually_after("all trials end", || lab.written(), || ended(&lab, &search) == 4);
     drop(two);
     assert_whole(&lab, &search);
 }
@@ -84,7 +80,7 @@ fn when_one_process_is_killed_the_other_ends_its_trials_with_the_same_bits() {
 fn a_zombie(lab: &Lab) {
     let ([mut one, two], search) = two_at_work(lab, 60);
     one.signal("STOP");
-    eventually_after("the other ends all trials", || written(lab), || ended(lab, &search) == 4);
+    eventually_after("the other ends all trials", || lab.written(), || ended(lab, &search) == 4);
     let before = read(&lab.settings, &lab.settings.topics.output);
     one.signal("CONT");
     eventually("it notices", || {

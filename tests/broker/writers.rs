@@ -51,7 +51,7 @@ fn refused_beside_a_living_one(name: &str, more: &[&str], evidence: &str) {
 
 #[test]
 fn a_second_application_on_the_same_topics_does_not_start() {
-    refused_beside_a_living_one("writers", &[], " member");
+    refused_beside_a_living_one("writers", &[], ".embed` has ");
 }
 
 #[test]

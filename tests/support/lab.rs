@@ -63,7 +63,6 @@ impl Lab {
         support::produce(&self.settings, &self.settings.topics.features, records);
     }
 
-    /// A file in the lab's folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -135,8 +134,12 @@ impl Lab {
     /// Waits for that.
     #[track_caller]
     pub fn await_end(&self, id: &str) {
-        let written = || read(&self.settings, &self.settings.topics.output).len() as u64;
-        support::eventually_after("the trial ends", written, || self.has_ended(id));
+        support::eventually_after("the trial ends", || self.written(), || self.has_ended(id));
+    }
+
+    /// Records in `output`: they tell that trials go on.
+    pub fn written(&self) -> u64 {
+        read(&self.settings, &self.settings.topics.output).len() as u64
     }
 
     /// The newest record of a trial in `trials`.
