@@ -201,6 +201,10 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
                 }),
             }),
             Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            // A broker that was halted until just now; the reader connects again by itself.
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,
+            ))) => {}
             Some(Err(error)) => panic!("reading {topic}: {error}"),
             None => {}
         }
