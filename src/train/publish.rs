@@ -289,6 +289,11 @@ impl Publisher {
                         self.confirm().map_err(Error::Interrupted)?;
                     }
                 }
+                // The topic is gone: another attempt would wait as long for nothing (50 s for five).
+                Class::Retriable | Class::Abort if error.code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
+                    self.count(TransactionOutcome::Aborted);
+                    return Err(Error::Interrupted(error));
+                }
                 Class::Retriable | Class::Abort if attempts < ATTEMPTS_MAX => {
                     self.count(TransactionOutcome::Aborted);
                     std::thread::sleep(Duration::from_millis(100) * attempts);

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use serde_json::Value;
 
 use crate::lab::{dealt, points, Lab};
-use crate::support::{eventually, produce, read, Out};
+use crate::support::{eventually, eventually_after, produce, read, work, Out};
 
 const MLP: &str = "name = \"e\"\nmodel = \"mlp\"\nhidden = 4\nbatch_size = 8\n";
 
@@ -145,7 +145,8 @@ fn what_is_no_trial_is_ignored_and_what_cannot_be_trained_fails_alone() {
     let names = ["newer", "widthless", "forged", "short", "wide"];
     let states = || topology.status.trials();
     let state = |id: &str| states().get(id).map(|trial| trial.state.clone()).unwrap_or_default();
-    eventually("all have ended", || state(good) == "finished" && names.iter().all(|name| state(name) == "failed"));
+    let ended = || state(good) == "finished" && names.iter().all(|name| state(name) == "failed");
+    eventually_after("all have ended", || work(&topology), ended);
     topology.stop().unwrap();
     let output = lab.output();
     let features = &lab.settings.topics.features;

@@ -11,7 +11,7 @@ use sweepstream::kafka::topics::delete_groups;
 use sweepstream::train::start::Started;
 
 use crate::lab::{assert_expected, client, dealt, expected, points, Lab};
-use crate::support::{committed, eventually, eventually_after, produce, read, Out, PATIENCE};
+use crate::support::{committed, eventually, eventually_after, produce, read, work, Out, PATIENCE};
 
 /// Windows are smaller than batches and the last batch is short: every kind of position occurs.
 const SEARCH: &str = r#"
@@ -150,7 +150,7 @@ fn a_damaged_checkpoint_is_counted_and_the_one_before_is_used() {
         topology.status.trials().get(id).is_some_and(|trial| trial.step > newest["progress"]["step"].as_u64().unwrap())
     });
     assert_eq!(topology.metrics.train.checkpoints_damaged.get(), 1);
-    eventually("the trial ends", || topology.status.trials()[id].state == "finished");
+    eventually_after("the trial ends", || work(&topology), || topology.status.trials()[id].state == "finished");
     topology.stop().unwrap();
     assert_eq!(lab.output().weights(id), expected(&search.trials[0], &records()).weights);
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 use sweepstream::train::start::Started;
 
 use crate::lab::{assert_expected, client, dealt, is_end, is_validation, matrix, points, Lab, DIM};
-use crate::support::{create_topics, eventually, produce, read, Out};
+use crate::support::{create_topics, eventually, eventually_after, produce, read, work, Out};
 
 const MLP: &str = "name = \"s\"\nmodel = \"mlp\"\nhidden = 4\nepochs = 2\nbatch_size = 8\nvalidation = 5\n";
 const ENDLESS: &str = "name = \"e\"\nmodel = \"mlp\"\nhidden = 4\nepochs = 1000000\nbatch_size = 8\n";
@@ -379,7 +379,8 @@ fn a_running_trial_can_be_restarted() {
     let topology = lab.topology();
     eventually("it runs", || topology.status.trials().get(id).is_some_and(|trial| trial.epoch > 3));
     assert_eq!(lab.command(&["trials", "restart", id]).code, 0);
-    eventually("it ends", || topology.status.trials().get(id).is_some_and(|trial| is_end(&trial.state)));
+    let ended = || topology.status.trials().get(id).is_some_and(|trial| is_end(&trial.state));
+    eventually_after("it ends", || work(&topology), ended);
     topology.stop().unwrap();
     let outcome = lab.output().outcome(id);
     assert_eq!((outcome["state"].as_str(), outcome["attempt"].as_u64()), (Some("finished"), Some(1)), "{outcome}");

@@ -9,7 +9,8 @@ use sweepstream::topology::Stage;
 
 use crate::lab::Lab;
 use crate::support::{
-    assert_one_verdict_each, command, eventually, get, produce, read, run, sentences, sweepstream, Out,
+    assert_one_verdict_each, command, eventually, eventually_after, get, produce, read, run, sentences, sweepstream,
+    Out,
 };
 
 const SEARCH: &str = "name = \"u\"\nmodel = \"mlp\"\nhidden = 4\nepochs = 2\nbatch_size = 8\nvalidation = 5\n";
@@ -73,10 +74,14 @@ fn embeds_and_trains(bad: Bad) {
     eventually("the other one is a dead letter", || read(&lab.settings, &lab.settings.topics.dead_letters).len() == 1);
     let search = lab.start(SEARCH);
     let trial = &search.trials[0].trial;
-    eventually("the trial has ended", || {
-        assert!(child.try_wait().unwrap().is_none(), "it ended early");
-        lab.has_ended(trial)
-    });
+    eventually_after(
+        "the trial has ended",
+        || lab.written(),
+        || {
+            assert!(child.try_wait().unwrap().is_none(), "it ended early");
+            lab.has_ended(trial)
+        },
+    );
     let metrics = get(&address, "/metrics").1;
     let dropped = metrics.lines().find_map(|line| line.strip_prefix("sweepstream_log_lines_dropped_total "));
     let dropped: u64 = dropped.unwrap().parse().unwrap();

@@ -186,9 +186,11 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
         list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
     }
     consumer.assign(&list).unwrap();
-    let (mut records, mut open) = (Vec::new(), partitions.len());
+    // A partition that is written to meanwhile ends more than once.
+    let mut open: BTreeSet<i32> = partitions.into_iter().collect();
+    let mut records = Vec::new();
     let deadline = Instant::now() + PATIENCE;
-    while open > 0 {
+    while !open.is_empty() {
         assert!(Instant::now() < deadline, "reading {topic} takes too long");
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => records.push(In {
@@ -200,7 +202,9 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
                     headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
                 }),
             }),
-            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                let _ = open.remove(&partition);
+            }
             // A broker that was halted until just now; the reader connects again by itself.
             Some(Err(KafkaError::MessageConsumption(
                 RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,
@@ -216,7 +220,7 @@ pub fn read_as(settings: &Settings, topic: &str, isolation: &str) -> Vec<In> {
 /// A commit is answered before its markers are written, so what is committed already may not be readable yet. Waits for
 /// that, but not for long: some tests leave transactions open.
 fn await_markers(settings: &Settings, committed: &BaseConsumer, topic: &str, partitions: &[i32]) {
-    let settle = Duration::from_secs(if is_busy() { 20 } else { 3 });
+    let settle = Duration::from_secs(if is_busy() { 60 } else { 3 });
     let uncommitted: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
         .set("isolation.level", "read_uncommitted")
@@ -240,6 +244,9 @@ fn await_markers(settings: &Settings, committed: &BaseConsumer, topic: &str, par
     for (&partition, &wanted) in partitions.iter().zip(&ends) {
         while end(committed, partition) < wanted && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
+        }
+        if Instant::now() >= deadline {
+            println!("{topic}/{partition}: a transaction is still open or its marker not written after {settle:?}");
         }
     }
 }
@@ -371,16 +378,18 @@ pub fn eventually_after(what: &str, mut done: impl FnMut() -> u64, mut condition
 /// Runs stages in this process until `done`, then drains them.
 pub fn run(settings: &Settings, stages: &[Stage], mut done: impl FnMut(&Topology) -> bool) {
     let topology = Topology::start(settings, &parts(), stages).unwrap();
-    let work = || {
-        let (embedded, dead) = topology.status.verdicts();
-        embedded + dead + topology.status.trials().values().map(|trial| trial.step).sum::<u64>()
-    };
     let done = || {
         assert!(!topology.ended().is_cancelled(), "a stage ended by itself");
         done(&topology)
     };
-    eventually_after("the stages are done", work, done);
+    eventually_after("the stages are done", || work(&topology), done);
     topology.stop().unwrap();
+}
+
+/// What its stages have done so far: verdicts and steps.
+pub fn work(topology: &Topology) -> u64 {
+    let (embedded, dead) = topology.status.verdicts();
+    embedded + dead + topology.status.trials().values().map(|trial| trial.step).sum::<u64>()
 }
 
 /// Produces texts and embeds them all.
@@ -488,17 +497,23 @@ impl Process {
         assert!(Command::new("sh").arg("-c").arg(kills.join(" && ")).status().unwrap().success());
     }
 
-    /// Waits for the end.
+    /// Waits for the end: as long as the process computes, it does not hang.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the process does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let times = format!("/proc/{}/stat", self.child.id());
+        // User and system time in hundredths, counted in steps that nothing but work takes within the patience.
+        let worked = || {
+            let times = std::fs::read_to_string(&times).unwrap_or_default();
+            let after_name = times.rsplit(')').next().unwrap_or_default();
+            after_name.split_whitespace().skip(11).take(2).filter_map(|time| time.parse::<u64>().ok()).sum::<u64>()
+                / 300
+        };
+        let mut status = None;
+        eventually_after("the process ends", worked, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
     }
 
     /// Waits until a line of standard error contains this text.
