@@ -17,6 +17,8 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::text::{nearest, shortened};
+
 /// Prefix of every environment variable that is a setting: `SWEEPSTREAM_<SECTION>__<KEY>`.
 pub const ENV_PREFIX: &str = "SWEEPSTREAM_";
 
@@ -796,25 +798,6 @@ fn insert(dict: &mut Dict, path: &[&str], value: Value) {
                 insert(inner, rest, value);
             }
         }
-    }
-}
-
-/// The candidate that a typing mistake most likely meant.
-pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    candidates
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), *candidate))
-        .filter(|(distance, candidate)| *distance <= 3.min(candidate.len() / 2).max(1))
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
-/// The beginning of a message that may quote what came from outside: short enough for a log line or a header.
-pub fn shortened(message: &str) -> String {
-    const CHARS_MAX: usize = 200;
-    match message.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}… ({} bytes)", &message[..end], message.len()),
-        None => message.to_owned(),
     }
 }
 

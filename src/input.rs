@@ -3,7 +3,8 @@
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::config::{shortened, Input, InputFormat};
+use crate::config::{Input, InputFormat};
+use crate::text::shortened;
 
 /// Name of the header that carries a label, in `texts` and in `features`.
 pub const LABEL_HEADER: &str = "label";

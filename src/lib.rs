@@ -31,6 +31,7 @@
 //! - [`metrics`]: all Prometheus handles
 //! - [`status`]: what this process is doing right now
 //! - [`http`]: both of them for others to read
+//! - [`text`]: words for people, at the bottom of all
 
 // They panic where nobody can read: `cli::output` does not.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
@@ -62,3 +63,5 @@ pub mod metrics;
 pub mod status;
 
 pub mod http;
+
+pub mod text;

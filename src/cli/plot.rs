@@ -11,7 +11,8 @@ use super::figure::{short, with_thousands, Figure, Panel, Scale, Section, Series
 use super::output::say;
 use super::search::{results, Measurements, Results};
 use super::{connect, trials, Environment, Failure, Result};
-use crate::config::{shortened, Settings};
+use crate::config::Settings;
+use crate::text::shortened;
 use crate::output::{Measurement, Objective};
 use crate::train::record::TrialRecord;
 

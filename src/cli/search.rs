@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::output::{print, say, show, table, Progress};
 use super::{connect, trials, Environment, Failure, Result};
-use crate::config::{nearest, Settings};
+use crate::config::Settings;
+use crate::text::nearest;
 use crate::kafka::groups::{Groups, Membership};
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::delete_groups;

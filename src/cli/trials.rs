@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::output::{say, show, table};
 use super::{connect, Environment, Failure, Result};
-use crate::config::{nearest, Settings};
+use crate::config::Settings;
+use crate::text::nearest;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::transaction::TransactionalProducer;
 use crate::output::Key;

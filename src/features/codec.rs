@@ -5,7 +5,8 @@ use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::{Dtype as TensorDtype, SafeTensors};
 
 use super::vector::vectorized;
-use crate::config::{shortened, MatrixDtype};
+use crate::config::MatrixDtype;
+use crate::text::shortened;
 
 /// Name of the tensor.
 pub const TENSOR: &str = "rows";

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::xxhash3_64::Hasher;
 
 use super::codec::{self, MatrixView};
-use crate::config::shortened;
+use crate::text::shortened;
 
 /// A stretch of one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

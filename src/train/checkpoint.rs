@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record::TrialRecord;
-use crate::config::shortened;
+use crate::text::shortened;
 use crate::features::range::{Position, Range};
 use crate::output::{Measurement, Slot};
 

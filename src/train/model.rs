@@ -37,7 +37,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::config::shortened;
+use crate::text::shortened;
 
 use super::batch::{add, edit, read, Batch, InputSpec, Layout};
 use super::optimizer::sum_of_squares;

@@ -8,7 +8,7 @@ use super::batch::Layout;
 use super::model::ModelSpec;
 use super::optimizer::OptimizerSpec;
 use super::search::{ModelName, Parameters};
-use crate::config::shortened;
+use crate::text::shortened;
 use crate::features::range::{PartitionRange, Range};
 use crate::features::window::Reading;
 use crate::output::{Objective, Outcome};

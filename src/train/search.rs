@@ -8,7 +8,7 @@ use super::fit::Fit;
 use super::model::ModelSpec;
 use super::optimizer::{OptimizerSpec, Rule};
 use crate::config::words::{self, Misfit};
-use crate::config::{nearest, shortened};
+use crate::text::{nearest, shortened};
 use crate::features::range::Survey;
 use crate::output::Objective;
 

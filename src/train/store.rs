@@ -13,7 +13,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::checkpoint::{self, Manifest};
 use super::record::TrialRecord;
-use crate::config::{shortened, Settings};
+use crate::config::Settings;
+use crate::text::shortened;
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::offsets::{scan, Watermarks};
 use crate::kafka::transaction::{Outgoing, TransactionalProducer};
