@@ -14,11 +14,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use sweepstream::features::codec::{self, Dtype};
-use sweepstream::train::batch::{Batcher, Record};
+use sweepstream::models::batch::{Batcher, Record};
+use sweepstream::models::kind::{ModelSpec, Shape};
+use sweepstream::models::model::Model;
+use sweepstream::models::registry;
+use sweepstream::models::seed::{Generator, Purpose};
 use sweepstream::train::fit::Fit;
-use sweepstream::train::model::{Model, ModelSpec};
 use sweepstream::train::optimizer::{Optimizer, OptimizerSpec, Rule};
-use sweepstream::train::seed::{Generator, Purpose};
 
 use support::{median, peak_rss_megabytes, Figures};
 
@@ -38,8 +40,8 @@ fn main() {
     // Cargo gives `--bench` to each bench.
     let only = std::env::args().skip(1).find(|argument| argument != "--bench");
     let mut figures = Figures::default();
-    let autoencoder = |dim| ModelSpec::Autoencoder { rows_max: 64, dim, layers: vec![256, 128], dropout: 0.0 };
-    let mlp = ModelSpec::Mlp { rows_max: 64, dim: 384, hidden: 128, classes: LABELS, dropout: 0.0 };
+    let autoencoder = |dim| spec("autoencoder", dim);
+    let mlp = spec("mlp", 384);
     let models = [
         ("autoencoder 64x384-256-128", autoencoder(384), 20),
         ("autoencoder 64x100-256-128", autoencoder(100), 50),
@@ -83,6 +85,13 @@ fn batches(matrices: &[Vec<u8>], size: usize) -> Vec<Vec<Record<'_>>> {
     let labels = (0..LABELS as u32).cycle().map(Some);
     let records: Vec<_> = matrices.iter().map(|bytes| codec::decode(bytes).unwrap()).zip(labels).collect();
     records.chunks(size).map(<[_]>::to_vec).collect()
+}
+
+/// A kind of model as it comes: 256-128 or 128 hidden.
+fn spec(kind: &str, dim: usize) -> ModelSpec {
+    let kind = registry::find(kind).unwrap();
+    let values = kind.settle(Default::default()).unwrap();
+    ModelSpec { kind, values, shape: Shape { rows_max: 64, dim, classes: LABELS } }
 }
 
 /// Steps in turns: with batches built from ragged `f16`, with batches that are ready, and PyTorch's, if asked for.
@@ -147,7 +156,7 @@ impl<'a> Built<'a> {
 
 /// The same without building batches: each has its own batcher.
 struct Ready<'a> {
-    model: Model,
+    model: Box<dyn Model>,
     optimizer: Optimizer,
     batchers: Vec<(Batcher, &'a [Record<'a>])>,
     steps: usize,
@@ -155,7 +164,7 @@ struct Ready<'a> {
 
 impl<'a> Ready<'a> {
     fn new(spec: &ModelSpec, batches: &'a [Vec<Record<'a>>]) -> Self {
-        let model = Model::new(spec.clone(), &mut Generator::new(1, 0, Purpose::Weights, 0, 0)).unwrap();
+        let model = spec.build(&mut Generator::new(1, 0, Purpose::Weights, 0, 0)).unwrap();
         let sizes: Vec<usize> = model.parameters().specs().iter().map(|spec| spec.shape.iter().product()).collect();
         let optimizer = Optimizer::new(OptimizerSpec::new(Rule::ADAMW, 1e-3), &sizes).unwrap();
         let batcher = |batch: &'a Vec<Record<'a>>| (Batcher::new(spec.input()).unwrap(), batch.as_slice());
@@ -170,7 +179,7 @@ impl<'a> Ready<'a> {
             let pass = self.model.forward(batch, None).unwrap();
             let mut update = self.optimizer.begin();
             let mut sink = |place, values: &_, gradient: &_| update.apply(place, values, gradient);
-            self.model.backward(batch, pass, &mut sink).unwrap();
+            pass.backward(&mut sink).unwrap();
             let _ = black_box(update.finish());
             self.steps += 1;
         })
@@ -189,10 +198,7 @@ impl Peer {
         let peers = PathBuf::from(std::env::var_os("SWEEPSTREAM_PEERS")?).join("python");
         let python = std::env::var_os("SWEEPSTREAM_PEERS_PYTHON").unwrap_or_else(|| "python3".into());
         let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/peers/step.py");
-        let (model, input) = match spec {
-            ModelSpec::Autoencoder { .. } => ("autoencoder", spec.input()),
-            ModelSpec::Mlp { .. } => ("mlp", spec.input()),
-        };
+        let (model, input) = (spec.kind.name, spec.input());
         let numbers = [input.rows_max, input.dim, steps].map(|number| number.to_string());
         let mut command = Command::new(python);
         let _ = command.arg(script).arg(peers).arg(model).args(numbers).arg(serde_json::to_string(lengths).unwrap());

@@ -26,6 +26,7 @@
 //! - [`input`]: a record of `texts` becomes a document, or the reason why not
 //! - [`embed`]: the embed stage, documents to matrices, exactly once
 //! - [`features`]: how a matrix is written, and how a frozen range is replayed in the same order
+//! - [`models`]: kinds of models, their parameters, losses and gradients
 //! - [`train`]: the train stage: searches, trials, and the pool that runs them
 //! - [`output`]: what is published, and under which keys
 //! - [`metrics`]: all Prometheus handles
@@ -53,6 +54,8 @@ pub mod input;
 pub mod embed;
 
 pub mod features;
+
+pub mod models;
 
 pub mod train;
 

@@ -13,10 +13,12 @@ use sweepstream::config::{Input, InputFormat, Settings};
 use sweepstream::features::{codec, range::Position};
 use sweepstream::input;
 use sweepstream::kafka::topics::Declarations;
+use sweepstream::models::error::ELEMENTS_MAX;
+use sweepstream::models::kind::{ModelSpec, Shape, Value};
+use sweepstream::models::registry;
 use sweepstream::output::{Key, Measurement, Outcome, Slot};
 use sweepstream::train::checkpoint::{Manifest, Progress, CHUNK_BYTES};
 use sweepstream::train::fit::Fit;
-use sweepstream::train::model::{ModelSpec, ELEMENTS_MAX};
 use sweepstream::train::optimizer::{OptimizerSpec, Rule};
 use sweepstream::train::publish::Pointer;
 use sweepstream::train::record::TrialRecord;
@@ -271,7 +273,7 @@ fn trial() -> serde_json::Value {
         "search": "s", "trial": "s-00", "number": 1, "trials": 2, "model": "mlp", "objective": "loss", "seed": 3,
         "parameters": {
             "epochs": 2, "batch_size": 4, "optimizer": "adamw", "learning_rate": 0.001, "shuffle": true,
-            "hidden": 5, "layers": [3, 2], "validation": 10, "window": 7,
+            "hidden": 5, "dropout": 0.5, "validation": 10, "window": 7,
         },
         "topic": "f", "range": {"0": [0, 6], "2": [3, 9]}, "records": {"0": 5, "2": 6},
         "digests": {"0": "00000000000000aa", "2": "00000000000000bb"}, "labels": ["a", "b"], "rows_max": 3,
@@ -330,26 +332,29 @@ fn models_beyond_the_limit_are_refused_before_anything_is_allocated() {
     let _alone = alone();
     let optimizer = OptimizerSpec { rule: Rule::ADAMW, learning_rate: 0.1, weight_decay: 0.0 };
     let size = || prop_oneof![1_usize..5, 20_000_usize..200_000, (usize::MAX - 3)..=usize::MAX, Just(1 << 32)];
-    let autoencoder = (size(), size(), prop::collection::vec(size(), 0..4))
-        .prop_map(|(rows_max, dim, layers)| ModelSpec::Autoencoder { rows_max, dim, layers, dropout: 0.0 });
-    let mlp = (size(), size(), size()).prop_map(|(dim, hidden, classes)| ModelSpec::Mlp {
-        rows_max: 1,
-        dim,
-        hidden,
-        classes,
-        dropout: 0.0,
+    let spec = |kind: &str, key: &str, value: Value, shape: Shape| {
+        let kind = registry::find(kind).unwrap();
+        let values = kind.settle([(key.to_owned(), value)].into()).unwrap();
+        ModelSpec { kind, values, shape }
+    };
+    let autoencoder = (size(), size(), prop::collection::vec(size(), 0..4)).prop_map(move |(rows_max, dim, layers)| {
+        spec("autoencoder", "layers", Value::Widths(layers), Shape { rows_max, dim, classes: 0 })
+    });
+    let mlp = (size(), size(), size()).prop_map(move |(dim, hidden, classes)| {
+        spec("mlp", "hidden", Value::Count(hidden), Shape { rows_max: 1, dim, classes })
     });
     let elements = |widths: &[usize]| {
         let layer = |ends: &[usize]| (ends[0] as u128 + 1).saturating_mul(ends[1] as u128);
         widths.windows(2).map(layer).fold(0_u128, u128::saturating_add)
     };
     proptest!(cases(4000), |(spec in prop_oneof![autoencoder, mlp])| {
-        let too_large = match &spec {
-            ModelSpec::Autoencoder { rows_max, dim, layers, .. } => match rows_max.checked_mul(*dim) {
-                Some(flat) => elements(&[&[flat], layers.as_slice()].concat()) > ELEMENTS_MAX as u128,
+        let Shape { rows_max, dim, classes } = spec.shape;
+        let too_large = match spec.kind.name {
+            "mlp" => elements(&[dim, spec.count("hidden"), classes]) > ELEMENTS_MAX as u128,
+            _ => match rows_max.checked_mul(dim) {
+                Some(flat) => elements(&[&[flat], spec.widths("layers")].concat()) > ELEMENTS_MAX as u128,
                 None => true,
             },
-            ModelSpec::Mlp { dim, hidden, classes, .. } => elements(&[*dim, *hidden, *classes]) > ELEMENTS_MAX as u128,
         };
         if too_large {
             let refused = within(&RECORD, 0, || Fit::new(spec, optimizer, 0, 0).is_err());

@@ -12,8 +12,8 @@ use super::output::say;
 use super::search::{results, Measurements, Results};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::Settings;
-use crate::text::shortened;
 use crate::output::{Measurement, Objective};
+use crate::text::shortened;
 use crate::train::record::TrialRecord;
 
 #[derive(Debug, Args)]
@@ -103,7 +103,7 @@ fn nothing_measured(search: &str, results: &Results) -> anyhow::Error {
 fn figure(search: &str, results: &Results) -> Figure {
     let mut models: BTreeMap<&str, Vec<Trial<'_>>> = BTreeMap::new();
     for (record, measurements) in &results.trials {
-        models.entry(record.model.name()).or_default().push(Trial::new(record, measurements));
+        models.entry(record.model.name).or_default().push(Trial::new(record, measurements));
     }
     let first = results.trials.first().map(|(record, _)| record);
     let records = first.map_or(0, |record| record.range().records());
@@ -353,8 +353,7 @@ impl<'r> Model<'r> {
 
     /// What a value is, with its unit.
     fn title(&self, objective: Objective) -> String {
-        let classifier = self.trials.first().is_some_and(|trial| trial.record.model.is_classifier());
-        let loss_unit = if classifier { "cross-entropy, nats" } else { "mean squared error" };
+        let loss_unit = self.trials.first().map_or("", |trial| trial.record.model.task.loss());
         match objective {
             Objective::Loss => format!("training loss ({loss_unit})"),
             Objective::ValidationLoss => format!("validation loss ({loss_unit})"),
@@ -416,7 +415,7 @@ mod tests {
         let configurations = Search::parse(&text).unwrap().trials;
         let record = |(number, configuration): (usize, crate::train::search::Configuration)| {
             let trial = format!("s-{number:03}");
-            let classifier = configuration.model.is_classifier();
+            let classifier = configuration.model.task.needs_labels();
             let rate = configuration.parameters.learning_rate;
             let wave = ((number * 37) % 101) as f64 / 101.0;
             let measurement = |epoch: u64| {

@@ -11,11 +11,11 @@ use serde::Serialize;
 use super::output::{print, say, show, table, Progress};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::Settings;
-use crate::text::nearest;
 use crate::kafka::groups::{Groups, Membership};
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::delete_groups;
 use crate::output::{EndState, Measurement, Objective};
+use crate::text::nearest;
 use crate::train::record::TrialRecord;
 use crate::train::search::{one_class, summary};
 use crate::train::start::start;
@@ -346,7 +346,7 @@ pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
     let Results { trials } = results(settings, id)?;
     let objective = trials.first().map_or(Objective::Loss, |(record, _)| record.objective);
     let records = trials.first().map_or(0, |(record, _)| record.range().records());
-    let classifier = trials.iter().find(|(record, _)| record.model.is_classifier());
+    let classifier = trials.iter().find(|(record, _)| record.model.task.needs_labels());
     let warnings = classifier.and_then(|(record, _)| one_class(record.labels.iter())).into_iter().collect();
     let mut trials: Vec<Entry> = trials
         .into_iter()
@@ -359,7 +359,7 @@ pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
             Entry {
                 rank: 0,
                 number: record.number,
-                model: record.model.name(),
+                model: record.model.name,
                 state: trials::state(&record),
                 reason: record.outcome.as_ref().and_then(|outcome| outcome.reason.clone()),
                 epochs: record.outcome.as_ref().map_or(last, |outcome| outcome.epochs),

@@ -7,10 +7,10 @@ use clap::{Args, Subcommand};
 use super::output::{say, show, table};
 use super::{connect, Environment, Failure, Result};
 use crate::config::Settings;
-use crate::text::nearest;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::transaction::TransactionalProducer;
 use crate::output::Key;
+use crate::text::nearest;
 use crate::train::record::TrialRecord;
 use crate::train::search::summary;
 use crate::train::store::{self, Stored, Want, Written};
@@ -101,7 +101,7 @@ fn list(records: &[&TrialRecord]) -> String {
                 .map(|(key, value)| format!("{key}={value}"))
                 .collect();
             let reason = record.outcome.as_ref().and_then(|outcome| outcome.reason.clone()).unwrap_or_default();
-            vec![record.trial.clone(), record.model.name().into(), state(record).into(), parameters.join(" "), reason]
+            vec![record.trial.clone(), record.model.name.into(), state(record).into(), parameters.join(" "), reason]
         })
         .collect();
     table(&["trial", "model", "state", "parameters", "reason"], &rows)

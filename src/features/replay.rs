@@ -16,12 +16,12 @@ use super::order::Merge;
 use super::range::{class_name, Digest, Identity, PartitionRange, Position, Range, RawRecord};
 use super::window::{Reading, Window};
 use crate::config::Settings;
-use crate::text::shortened;
 use crate::input::LABEL_HEADER;
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::error::is_remembered;
 use crate::kafka::headers::{self, NotText};
 use crate::kafka::{Error, Result};
+use crate::text::shortened;
 
 /// How long the broker may be silent before the wait is logged.
 const SILENCE: Duration = Duration::from_secs(5);

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record::TrialRecord;
-use crate::text::shortened;
 use crate::features::range::{Position, Range};
 use crate::output::{Measurement, Slot};
+use crate::text::shortened;
 
 /// Bytes of a chunk: well below the 1 MB that brokers allow a batch by default.
 pub const CHUNK_BYTES: usize = 900_000;

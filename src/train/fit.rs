@@ -2,12 +2,12 @@
 //! \[pure\]
 //!
 //! A [`Fit`] is a deterministic function of its spec, seed, trial number and the batches it is
-//! given: no clock, no generator that has to be carried along (see [`super::seed`]), no thread.
+//! given: no clock, no generator that has to be carried along (see [`crate::models::seed`]), no thread.
 //! Stopped anywhere and restored from [`Fit::state`], it goes on bit for bit.
 //!
 //! **Precondition**: `RAYON_NUM_THREADS` is 1 in the process (set before any thread starts). Candle
 //! asks it at each product; without it every trial would spread over all processors. See
-//! [`super::model`] for what bits depend on.
+//! [`crate::models`] for what bits depend on.
 
 use std::collections::BTreeMap;
 
@@ -18,10 +18,15 @@ use thiserror::Error;
 
 use crate::features::codec::Dtype;
 
-use super::batch::{edit, read, BatchError, Batcher, Record};
-use super::model::{Loss, Model, ModelError, ModelSpec, ParameterSpec};
 use super::optimizer::{Optimizer, OptimizerError, OptimizerSpec};
-use super::seed::{Generator, Purpose};
+use crate::models::batch::{BatchError, Batcher, Record};
+use crate::models::error::ModelError;
+use crate::models::kind::ModelSpec;
+use crate::models::loss::{most, Loss};
+use crate::models::model::Model;
+use crate::models::parameters::ParameterSpec;
+use crate::models::seed::{Generator, Purpose};
+use crate::models::tensors::{edit, read};
 
 /// Name of the number of updates in a state.
 const UPDATES: &str = "counter/updates";
@@ -178,7 +183,8 @@ impl Evaluation {
 /// A model in training.
 #[derive(Debug)]
 pub struct Fit {
-    model: Model,
+    model: Box<dyn Model>,
+    classes: usize,
     optimizer: Optimizer,
     batcher: Batcher,
     seed: u64,
@@ -191,12 +197,12 @@ impl Fit {
     /// # Errors
     /// Settings out of range, by the names they have in a search file.
     pub fn new(spec: ModelSpec, optimizer: OptimizerSpec, seed: u64, trial: u32) -> Result<Self, FitError> {
-        let input = spec.input();
-        let model = Model::new(spec, &mut Generator::new(seed, trial, Purpose::Weights, 0, 0))?;
+        let (input, classes) = (spec.input(), spec.classes());
+        let model = spec.build(&mut Generator::new(seed, trial, Purpose::Weights, 0, 0))?;
         let sizes: Vec<usize> =
             model.parameters().specs().iter().map(|parameter| parameter.shape.iter().product()).collect();
         let optimizer = Optimizer::new(optimizer, &sizes)?;
-        Ok(Self { model, optimizer, batcher: Batcher::new(input)?, seed, trial })
+        Ok(Self { model, classes, optimizer, batcher: Batcher::new(input)?, seed, trial })
     }
 
     /// A trial where [`Fit::state`] left it. Spec, seed and trial number are the caller's to keep.
@@ -260,14 +266,14 @@ impl Fit {
             return Ok(StepReport { loss, gradient_norm: f64::NAN, records });
         }
         let mut update = self.optimizer.begin();
-        self.model.backward(&batch, pass, &mut |place, values, gradient| update.apply(place, values, gradient))?;
+        pass.backward(&mut |place, values, gradient| update.apply(place, values, gradient))?;
         Ok(StepReport { loss, gradient_norm: update.finish(), records })
     }
 
     /// An evaluation without records, for this model.
     #[must_use]
     pub fn evaluation(&self) -> Evaluation {
-        let classes = vec![ClassCounts::default(); self.model.spec().classes()];
+        let classes = vec![ClassCounts::default(); self.classes];
         Evaluation { classes, ..Evaluation::default() }
     }
 
@@ -281,16 +287,16 @@ impl Fit {
         evaluation.loss.sum += pass.loss.sum;
         evaluation.loss.weight += pass.loss.weight;
         evaluation.records += batch.records() as u64;
-        for (&prediction, label) in pass.predictions.iter().zip(batch.labels) {
-            evaluation.count(prediction, *label);
+        for (logits, label) in pass.outputs.chunks_exact(self.classes.max(1)).zip(batch.labels) {
+            evaluation.count(most(logits) as u32, *label);
         }
         Ok(())
     }
 
     /// The model.
     #[must_use]
-    pub fn model(&self) -> &Model {
-        &self.model
+    pub fn model(&self) -> &dyn Model {
+        self.model.as_ref()
     }
 
     /// Updates so far.
@@ -494,19 +500,13 @@ fn data<'a>(found: &BTreeMap<String, TensorView<'a>>, name: &str) -> &'a [u8] {
 mod tests {
     use serde_json::Value;
 
-    use super::super::batch::samples::{records, waves, Sample};
     use super::super::optimizer::Rule;
     use super::*;
+    use crate::models::batch::samples::{records, waves, Sample};
+    use crate::models::kind::Value as Choice;
+    use crate::models::tests::{autoencoder, mlp, spec};
 
     const RULES: [Rule; 4] = [Rule::ADAMW, Rule::SGD, Rule::Sgd { momentum: 0.9 }, Rule::RMSPROP];
-
-    fn mlp(dropout: f32) -> ModelSpec {
-        ModelSpec::Mlp { rows_max: 6, dim: 5, hidden: 7, classes: 3, dropout }
-    }
-
-    fn autoencoder(dropout: f32) -> ModelSpec {
-        ModelSpec::Autoencoder { rows_max: 6, dim: 5, layers: vec![9, 4], dropout }
-    }
 
     fn fit(spec: ModelSpec, rule: Rule) -> Fit {
         Fit::new(spec, OptimizerSpec::new(rule, 1e-2), 7, 3).unwrap()
@@ -756,14 +756,14 @@ mod tests {
 
     #[test]
     fn mlp_is_pytorchs() {
-        let spec = ModelSpec::Mlp { rows_max: T, dim: D, hidden: 12, classes: 3, dropout: 0.0 };
+        let spec = spec("mlp", [("hidden", Choice::Count(12))], T, D);
         let (names, widths) = (["l1", "l2"], [D, 12, 3]);
         let (truth, batches) = (&truth()["models"]["mlp"], truth_batches());
         let mut untrained = Fit::new(spec.clone(), OptimizerSpec::new(Rule::ADAMW, 1e-2), 1, 1).unwrap();
         untrained.load_parameters(&weights_file(&truth_parameters(&names, &widths))).unwrap();
         let batch = untrained.batcher.build(&records(&batches[0])).unwrap().slots;
-        let batch = super::super::batch::Batch { slots: batch, labels: &[None; 4], order: &[0, 1, 2, 3], rows: 17 };
-        let outputs: Vec<f32> = untrained.model.outputs(&batch).concat();
+        let batch = crate::models::batch::Batch { slots: batch, labels: &[Some(0); 4], order: &[0, 1, 2, 3], rows: 17 };
+        let outputs = untrained.model.forward(&batch, None).unwrap().outputs;
         for (found, expected) in outputs.iter().zip(numbers(&truth["first_output"])) {
             near(f64::from(*found), expected, 1e-6, "first output");
         }
@@ -794,7 +794,7 @@ mod tests {
     // stands in.
     #[test]
     fn autoencoder_is_the_references() {
-        let spec = ModelSpec::Autoencoder { rows_max: T, dim: D, layers: vec![12, 6], dropout: 0.0 };
+        let spec = spec("autoencoder", [("layers", Choice::Widths(vec![12, 6]))], T, D);
         let names = ["layers.0", "layers.1", "layers.2", "layers.3"];
         let widths = [T * D, 12, 6, 12, T * D];
         let (parameters, batches) = (truth_parameters(&names, &widths), truth_batches());
@@ -984,7 +984,7 @@ mod tests {
                 assert_eq!((parts.accuracy(), parts.macro_f1()), (whole.accuracy(), whole.macro_f1()));
                 assert_eq!(parts.loss.weight, whole.loss.weight);
             }
-            assert_eq!(whole.accuracy().is_some(), matches!(spec, ModelSpec::Mlp { .. }));
+            assert_eq!(whole.accuracy().is_some(), spec.kind.task.needs_labels());
             assert_eq!(fit.state().unwrap(), state);
             let nothing = fit.evaluation();
             assert_eq!((nothing.loss(), nothing.accuracy(), nothing.macro_f1()), (None, None, None));

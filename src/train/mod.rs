@@ -1,15 +1,12 @@
 //! The train stage: searches, trials, and the pool that runs them.
 
-pub mod batch;
 pub mod checkpoint;
 pub mod fit;
-pub mod model;
 pub mod optimizer;
 pub mod pool;
 pub mod publish;
 pub mod record;
 pub mod search;
-pub mod seed;
 pub mod start;
 pub mod store;
 pub mod trial;

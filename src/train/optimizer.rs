@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::features::vector::vectorized;
+use crate::models::ops::{squares_of_block, BLOCK};
 
 /// A setting that is not usable.
 #[derive(Debug, Error, PartialEq)]
@@ -360,32 +361,6 @@ fn power(base: f64, mut exponent: u64) -> f64 {
     result
 }
 
-/// Sum of squares, in `f64` over blocks summed in 16 lanes of `f32`: always in the same order.
-pub(super) fn sum_of_squares(values: &[f32]) -> f64 {
-    vectorized(
-        #[inline(always)]
-        || values.chunks(BLOCK).map(squares_of_block).sum(),
-    )
-}
-
-#[inline(always)]
-fn squares_of_block(values: &[f32]) -> f64 {
-    let mut lanes = [0.0_f32; 16];
-    let (parts, rest) = values.as_chunks::<16>();
-    for part in parts {
-        for (lane, value) in lanes.iter_mut().zip(part) {
-            *lane += value * value;
-        }
-    }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane += value * value;
-    }
-    lanes.iter().map(|&lane| f64::from(lane)).sum()
-}
-
-/// Elements handled at once: few enough to stay in the first cache between the norm and the update.
-const BLOCK: usize = 1024;
-
 struct Apply<'a> {
     factors: Factors,
     state: RefCell<&'a mut State>,
@@ -445,8 +420,9 @@ fn part<'a>(state: &'a mut [f32], range: &std::ops::Range<usize>) -> &'a mut [f3
 mod tests {
     use candle_core::Device;
 
-    use super::super::batch::edit;
     use super::*;
+    use crate::models::ops::sum_of_squares;
+    use crate::models::tensors::edit;
 
     const RULES: [Rule; 4] = [Rule::ADAMW, Rule::SGD, Rule::Sgd { momentum: 0.9 }, Rule::RMSPROP];
 

@@ -416,7 +416,7 @@ impl Pool<'_> {
         self.context.status.trial(id, |status| {
             status.search.clone_from(&record.search);
             status.number = record.number;
-            status.model = record.model.name().into();
+            status.model = record.model.name.into();
             status.epochs = record.parameters.epochs;
             match &record.outcome {
                 Some(outcome) => status.state = outcome.state.name().into(),

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::batch::Layout;
-use super::model::ModelSpec;
 use super::optimizer::OptimizerSpec;
-use super::search::{ModelName, Parameters};
-use crate::text::shortened;
+use super::search::Parameters;
 use crate::features::range::{PartitionRange, Range};
 use crate::features::window::Reading;
+use crate::models::batch::Layout;
+use crate::models::kind::{Kind, ModelSpec};
 use crate::output::{Objective, Outcome};
+use crate::text::shortened;
 
 /// Changes whenever the same inputs would give other weights; a checkpoint of another version is refused.
 pub const TRAINING_FORMAT: u32 = 1;
@@ -28,7 +28,7 @@ pub struct TrialRecord {
     /// Trials of the search, all together.
     pub trials: u32,
     /// What it computes.
-    pub model: ModelName,
+    pub model: &'static Kind,
     /// With which hyper-parameters.
     pub parameters: Parameters,
     /// What the search tries to find.
@@ -73,7 +73,8 @@ impl TrialRecord {
     /// # Errors
     /// Says where the JSON is wrong.
     pub fn parse(value: &[u8]) -> Result<Self, String> {
-        let record: Self = serde_json::from_slice(value).map_err(|error| shortened(&error.to_string()))?;
+        let mut record: Self = serde_json::from_slice(value).map_err(|error| shortened(&error.to_string()))?;
+        record.parameters.own = record.model.settle(std::mem::take(&mut record.parameters.own))?;
         let partitions = |keys: Vec<&i32>| keys == record.range.keys().collect::<Vec<_>>();
         if !partitions(record.records.keys().collect()) || !partitions(record.digests.keys().collect()) {
             return Err("`range`, `records` and `digests` name different partitions".into());
@@ -129,8 +130,8 @@ impl TrialRecord {
             dim: self.dim,
             validation: self.parameters.validation,
             labels: self.labels.clone(),
-            labelled_only: self.model.is_classifier(),
-            pooled: self.model_spec().input().layout == Layout::Pooled,
+            labelled_only: self.model.task.needs_labels(),
+            pooled: self.model.layout == Layout::Pooled,
         }
     }
 

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::fit::Fit;
-use super::model::ModelSpec;
 use super::optimizer::{OptimizerSpec, Rule};
 use crate::config::words::{self, Misfit};
-use crate::text::{nearest, shortened};
 use crate::features::range::Survey;
+use crate::models::kind::{Kind, ModelSpec, Preset, Shape, Value, Values};
+use crate::models::registry;
 use crate::output::Objective;
+use crate::text::{nearest, shortened};
 
 /// Most trials of one search.
 pub const TRIALS_MAX: usize = 10_000;
@@ -24,8 +25,8 @@ const PATH_BYTES_MAX: usize = 4096;
 
 /// Keys that belong to the search as a whole.
 const SEARCH_KEYS: [&str; 8] = ["name", "topic", "objective", "seed", "validation", "rows_max", "unlabelled", "window"];
-/// Keys that belong to a trial; outside `[[trial]]` they are defaults of all.
-const TRIAL_KEYS: [&str; 14] = [
+/// Keys that belong to a trial, whatever its model is; outside `[[trial]]` they are defaults of all.
+const TRIAL_KEYS: [&str; 10] = [
     "model",
     "epochs",
     "batch_size",
@@ -33,14 +34,15 @@ const TRIAL_KEYS: [&str; 14] = [
     "learning_rate",
     "weight_decay",
     "momentum",
-    "dropout",
     "shuffle",
-    "hidden",
-    "layers",
     "initial_weights",
     "checkpoint_every",
-    "trial",
 ];
+
+/// Those, and the models' own.
+fn trial_keys() -> Vec<&'static str> {
+    TRIAL_KEYS.into_iter().chain(registry::keys().iter().map(|key| key.name)).collect()
+}
 
 /// Why a search file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -85,37 +87,10 @@ pub enum OptimizerName {
     RmsProp,
 }
 
-/// What a trial computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ModelName {
-    /// Reconstructs its input.
-    Autoencoder,
-    /// Classifies the mean row.
-    Mlp,
-}
-
-impl ModelName {
-    /// Does it learn labels?
-    pub fn is_classifier(self) -> bool {
-        match self {
-            Self::Autoencoder => false,
-            Self::Mlp => true,
-        }
-    }
-
-    /// As in search files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Autoencoder => "autoencoder",
-            Self::Mlp => "mlp",
-        }
-    }
-}
-
 /// The hyper-parameters of one trial, as they are stored with it.
+///
+/// Stored flat: a record has the model's own beside those of all trials, and [`Kind::settle`] tells what is neither.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Parameters {
     /// Passes over the training split.
     pub epochs: u64,
@@ -131,17 +106,8 @@ pub struct Parameters {
     /// SGD: share of the last step that is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
-    /// Share of activations dropped after each hidden layer.
-    #[serde(default)]
-    pub dropout: f32,
     /// Records are shuffled within windows.
     pub shuffle: bool,
-    /// Width of the hidden layer (mlp).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hidden: Option<usize>,
-    /// Widths of the encoder (autoencoder).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub layers: Option<Vec<usize>>,
     /// Steps between checkpoints within an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
@@ -149,13 +115,16 @@ pub struct Parameters {
     pub validation: u32,
     /// Records of a shuffle window.
     pub window: u32,
+    /// The model's own.
+    #[serde(flatten)]
+    pub own: Values,
 }
 
 /// One trial as the search file describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Configuration {
     /// What it computes.
-    pub model: ModelName,
+    pub model: &'static Kind,
     /// With which hyper-parameters.
     pub parameters: Parameters,
     /// File with the weights to start from.
@@ -202,7 +171,7 @@ impl Search {
     /// Names the first key that is wrong, where it stands and what would be right.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| Error::Toml(error.to_string()))?;
-        let known: Vec<&str> = SEARCH_KEYS.iter().chain(&TRIAL_KEYS).copied().collect();
+        let known: Vec<&str> = SEARCH_KEYS.into_iter().chain(trial_keys()).chain(["trial"]).collect();
         refuse_unknown(table.keys(), &known, "the search file")?;
         let top = Section { place: "the search file".into(), table: &table };
         let name: String = top.required("name")?;
@@ -255,17 +224,17 @@ impl Search {
         };
         let mut trials = Vec::new();
         for (place, own) in sections {
-            refuse_unknown(own.keys(), &TRIAL_KEYS[..TRIAL_KEYS.len() - 1], &place)?;
+            refuse_unknown(own.keys(), &trial_keys(), &place)?;
             let mut merged = defaults.clone();
             merged.extend(own.clone());
             if let Some((key, _)) = merged.iter().find(|(_, value)| value.as_array().is_some_and(Vec::is_empty)) {
                 return Err(Error::Invalid { key: key.clone(), place, message: "is an empty list".into() });
             }
-            let model: ModelName = Section { place: place.clone(), table: &merged }.required("model")?;
+            let model: &'static Kind = Section { place: place.clone(), table: &merged }.required("model")?;
             // A default for another model's shape is not meant for this one.
-            for (key, wanted) in [("hidden", ModelName::Mlp), ("layers", ModelName::Autoencoder)] {
-                if model != wanted && !own.contains_key(key) {
-                    drop(merged.remove(key));
+            for key in registry::keys() {
+                if model.key(key.name).is_none() && !own.contains_key(key.name) {
+                    drop(merged.remove(key.name));
                 }
             }
             for point in grid(&merged) {
@@ -290,7 +259,7 @@ impl Search {
         }
     }
 
-    fn configuration(&self, section: &Section<'_>, model: ModelName) -> Result<Configuration, Error> {
+    fn configuration(&self, section: &Section<'_>, model: &'static Kind) -> Result<Configuration, Error> {
         let at_least_one = |key: &str, value: u64| match value {
             0 => Err(section.invalid(key, "must be at least 1")),
             value => Ok(value),
@@ -303,16 +272,14 @@ impl Search {
             learning_rate: section.optional("learning_rate")?.unwrap_or(1e-3),
             weight_decay: section.optional("weight_decay")?,
             momentum: section.optional("momentum")?,
-            dropout: section.optional("dropout")?.unwrap_or(0.0),
             shuffle: section.optional("shuffle")?.unwrap_or(true),
-            hidden: section.optional("hidden")?.or((model == ModelName::Mlp).then_some(128)),
-            layers: section.optional("layers")?.or((model == ModelName::Autoencoder).then(|| vec![256, 128])),
             checkpoint_every: section
                 .optional("checkpoint_every")?
                 .map(|n| at_least_one("checkpoint_every", n))
                 .transpose()?,
             validation: self.validation,
             window: self.window.unwrap_or(0),
+            own: section.own(model)?,
         };
         let _ = at_least_one("batch_size", parameters.batch_size.into())?;
         if parameters.learning_rate <= 0.0 {
@@ -320,14 +287,6 @@ impl Search {
         }
         if parameters.momentum.is_some() && optimizer != OptimizerName::Sgd {
             return Err(section.invalid("momentum", "belongs to `optimizer = \"sgd\"`"));
-        }
-        for (key, given, wanted) in [
-            ("hidden", parameters.hidden.is_some(), ModelName::Mlp),
-            ("layers", parameters.layers.is_some(), ModelName::Autoencoder),
-        ] {
-            if given && model != wanted {
-                return Err(section.invalid(key, &format!("belongs to `model = \"{}\"`", wanted.name())));
-            }
         }
         let initial_weights: Option<String> = section.optional("initial_weights")?;
         if initial_weights.as_ref().is_some_and(|path| path.len() > PATH_BYTES_MAX) {
@@ -358,7 +317,7 @@ impl Search {
                 "topic `{topic}` holds no features; embed some texts first (`sweepstream run --stage embed`)"
             )));
         }
-        let classifiers = self.trials.iter().any(|trial| trial.model.is_classifier());
+        let classifiers = self.trials.iter().any(|trial| trial.model.task.needs_labels());
         if classifiers && survey.labels.is_empty() {
             return Err(Error::Data(format!("no record of topic `{topic}` has a `label` header, so no classifier can be trained; label the texts, or train an autoencoder")));
         }
@@ -407,22 +366,8 @@ impl Search {
 
 impl Parameters {
     /// The model that these parameters describe.
-    pub fn model_spec(&self, model: ModelName, rows_max: usize, dim: usize, classes: usize) -> ModelSpec {
-        match model {
-            ModelName::Autoencoder => ModelSpec::Autoencoder {
-                rows_max,
-                dim,
-                layers: self.layers.clone().unwrap_or_default(),
-                dropout: self.dropout,
-            },
-            ModelName::Mlp => ModelSpec::Mlp {
-                rows_max,
-                dim,
-                hidden: self.hidden.unwrap_or_default(),
-                classes,
-                dropout: self.dropout,
-            },
-        }
+    pub fn model_spec(&self, kind: &'static Kind, rows_max: usize, dim: usize, classes: usize) -> ModelSpec {
+        ModelSpec { kind, values: self.own.clone(), shape: Shape { rows_max, dim, classes } }
     }
 
     /// The optimizer that these parameters describe.
@@ -473,6 +418,30 @@ impl Section<'_> {
         })
     }
 
+    /// The hyper-parameters that a model has of its own.
+    fn own(&self, model: &'static Kind) -> Result<Values, Error> {
+        for key in registry::keys() {
+            if model.key(key.name).is_none() && self.table.contains_key(key.name) {
+                let others: Vec<String> = registry::KINDS
+                    .iter()
+                    .filter(|kind| kind.key(key.name).is_some())
+                    .map(|kind| format!("`model = \"{}\"`", kind.name))
+                    .collect();
+                return Err(self.invalid(key.name, &format!("belongs to {}", others.join(" or "))));
+            }
+        }
+        let mut own = Values::new();
+        for key in model.keys {
+            let value = match key.default {
+                Preset::Count(_) => self.optional(key.name)?.map(Value::Count),
+                Preset::Share(_) => self.optional(key.name)?.map(Value::Share),
+                Preset::Widths(_) => self.optional(key.name)?.map(Value::Widths),
+            };
+            drop(own.insert(key.name.to_owned(), value.unwrap_or_else(|| key.default.value())));
+        }
+        Ok(own)
+    }
+
     fn required<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, Error> {
         self.optional(key)?.ok_or_else(|| self.invalid(key, "is missing"))
     }
@@ -500,7 +469,7 @@ fn grid(table: &toml::Table) -> impl Iterator<Item = toml::Table> + '_ {
     let axes: Vec<(&String, &[toml::Value])> = table
         .iter()
         .map(|(key, value)| match value {
-            toml::Value::Array(values) if key != "layers" || values.iter().all(toml::Value::is_array) => {
+            toml::Value::Array(values) if !is_list(key) || values.iter().all(toml::Value::is_array) => {
                 (key, values.as_slice())
             }
             value => (key, std::slice::from_ref(value)),
@@ -516,6 +485,11 @@ fn grid(table: &toml::Table) -> impl Iterator<Item = toml::Table> + '_ {
         });
         chosen.collect()
     })
+}
+
+/// Is the value of this key a list itself?
+fn is_list(key: &str) -> bool {
+    registry::keys().iter().any(|known| known.name == key && matches!(known.default, Preset::Widths(_)))
 }
 
 /// What to tell of a search for classes that has only one.
@@ -536,22 +510,24 @@ fn number(value: f64) -> String {
     }
 }
 
-/// A short summary of what distinguishes a trial, for tables.
-pub fn summary(model: ModelName, parameters: &Parameters) -> BTreeMap<&'static str, String> {
+/// A short summary of what distinguishes a trial, for tables: sizes of the model are its `shape`.
+pub fn summary(model: &'static Kind, parameters: &Parameters) -> BTreeMap<&'static str, String> {
     let mut summary = BTreeMap::from([
-        ("model", model.name().to_owned()),
+        ("model", model.name.to_owned()),
         ("learning_rate", number(parameters.learning_rate)),
         ("batch_size", parameters.batch_size.to_string()),
         ("optimizer", format!("{:?}", parameters.optimizer).to_lowercase()),
     ]);
-    if let Some(hidden) = parameters.hidden {
-        drop(summary.insert("shape", hidden.to_string()));
+    let mut sizes = Vec::new();
+    for key in model.keys {
+        match parameters.own.get(key.name) {
+            Some(size @ (Value::Count(_) | Value::Widths(_))) => sizes.push(size.to_string()),
+            Some(value) if *value != key.default.value() => drop(summary.insert(key.name, value.to_string())),
+            _ => {}
+        }
     }
-    if let Some(layers) = &parameters.layers {
-        drop(summary.insert("shape", layers.iter().map(usize::to_string).collect::<Vec<_>>().join("-")));
-    }
-    if parameters.dropout > 0.0 {
-        drop(summary.insert("dropout", parameters.dropout.to_string()));
+    if !sizes.is_empty() {
+        drop(summary.insert("shape", sizes.join("/")));
     }
     summary
 }
@@ -588,20 +564,20 @@ mod tests {
         let seen: Vec<_> = search
             .trials
             .iter()
-            .map(|t| (t.model, t.parameters.learning_rate, t.parameters.hidden, t.parameters.epochs))
+            .map(|t| (t.model.name, t.parameters.learning_rate, t.parameters.own.get("hidden"), t.parameters.epochs))
             .collect();
         assert_eq!(
             seen,
             [
-                (ModelName::Mlp, 1e-3, Some(64), 5),
-                (ModelName::Mlp, 1e-3, Some(128), 5),
-                (ModelName::Mlp, 1e-2, Some(64), 5),
-                (ModelName::Mlp, 1e-2, Some(128), 5),
-                (ModelName::Autoencoder, 1e-3, None, 2),
-                (ModelName::Autoencoder, 1e-2, None, 2),
+                ("mlp", 1e-3, Some(&Value::Count(64)), 5),
+                ("mlp", 1e-3, Some(&Value::Count(128)), 5),
+                ("mlp", 1e-2, Some(&Value::Count(64)), 5),
+                ("mlp", 1e-2, Some(&Value::Count(128)), 5),
+                ("autoencoder", 1e-3, None, 2),
+                ("autoencoder", 1e-2, None, 2),
             ]
         );
-        assert_eq!(search.trials[4].parameters.layers, Some(vec![256, 128]));
+        assert_eq!(search.trials[4].parameters.own["layers"], Value::Widths(vec![256, 128]));
     }
 
     #[test]
@@ -609,7 +585,7 @@ mod tests {
         let text = "name = \"a\"\nmodel = \"autoencoder\"\nlayers = [[256, 128], [64]]";
         let search = Search::parse(text).unwrap();
         assert_eq!(search.trials.len(), 2);
-        assert_eq!(search.trials[1].parameters.layers, Some(vec![64]));
+        assert_eq!(search.trials[1].parameters.own["layers"], Value::Widths(vec![64]));
     }
 
     #[test]

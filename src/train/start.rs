@@ -9,13 +9,13 @@ use super::search::{self, initial_state, Search};
 use super::store::{self, Written};
 use super::trial::now_ms;
 use crate::config::Settings;
-use crate::text::{nearest, shortened};
 use crate::features::range::{Range, Survey};
 use crate::features::survey;
 use crate::kafka;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::Declarations;
 use crate::output::Slot;
+use crate::text::{nearest, shortened};
 
 /// Why a search did not start; nothing was written.
 #[derive(Debug, thiserror::Error)]

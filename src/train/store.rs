@@ -14,12 +14,12 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::checkpoint::{self, Manifest};
 use super::record::TrialRecord;
 use crate::config::Settings;
-use crate::text::shortened;
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::offsets::{scan, Watermarks};
 use crate::kafka::transaction::{Outgoing, TransactionalProducer};
 use crate::kafka::{Error, Result};
 use crate::output::{Key, Kind, Measurement, Outcome, Slot, KIND_HEADER};
+use crate::text::shortened;
 
 /// Steps from one trial's partition to the next one's: prime to any count but its own multiples, so that the trials
 /// of a search spread over all partitions, and neighbours far apart.

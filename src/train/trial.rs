@@ -20,7 +20,7 @@ use super::fit::{Evaluation, Fit, FitError};
 use super::pool::Context;
 use super::publish::{self, Background, Checkpoint, Pointer, Publication, Publisher};
 use super::record::{TrialRecord, TRAINING_FORMAT};
-use super::seed::{Generator, Purpose};
+
 use super::store::{self, Stored, TrialOutput, Want, Written};
 use super::turns::Turn;
 use crate::features::range::{Position, Range};
@@ -28,6 +28,7 @@ use crate::features::stream::{Follower, Read};
 use crate::features::window::{Record, Window};
 use crate::kafka;
 use crate::kafka::consumer::Lease;
+use crate::models::seed::{Generator, Purpose};
 use crate::output::{EndState, Measurement, Outcome};
 
 /// How often progress is shown.
@@ -580,7 +581,7 @@ impl<'c> Training<'c> {
         let (sums, progress) = (&self.progress.sums, &self.progress);
         let (began, done_then) = self.epoch_began;
         let per_second = (sums.records - done_then.min(sums.records)) as f64 / began.elapsed().as_secs_f64().max(1e-9);
-        let classifier = self.record.model.is_classifier();
+        let classifier = self.record.model.task.needs_labels();
         let validation = validation.filter(|validation| validation.records() > 0);
         let measurement = Measurement {
             search: self.record.search.clone(),

@@ -15,10 +15,10 @@ use serde_json::Value;
 use sweepstream::config::Settings;
 use sweepstream::features::codec;
 use sweepstream::features::window::Record;
+use sweepstream::models::seed::{Generator, Purpose};
 use sweepstream::topology::{Stage, Topology};
 use sweepstream::train::fit::Fit;
 use sweepstream::train::record::TrialRecord;
-use sweepstream::train::seed::{Generator, Purpose};
 use sweepstream::train::start::{self, Started};
 
 use crate::support::{self, create_topics, read, Finished, In, Out, Process, PATIENCE};

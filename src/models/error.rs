@@ -1,0 +1,43 @@
+//! What keeps a model from being built or from computing. \[pure\]
+
+use thiserror::Error;
+
+/// Most elements that all parameters of a model may have together: 4 GiB of `f32`.
+pub const ELEMENTS_MAX: usize = 1 << 30;
+
+/// What kept a model from being built or from computing.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    /// A setting out of range.
+    #[error("{setting} must be {expected}, not {found}")]
+    Setting {
+        /// Its name in the search file.
+        setting: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// More parameters than [`ELEMENTS_MAX`].
+    #[error("the model would have more than {ELEMENTS_MAX} parameters: lower rows_max, layers or hidden")]
+    Size,
+    /// A record without a class for a model that learns classes.
+    #[error("record {record} of the batch has no label")]
+    NoLabel {
+        /// Position in the batch.
+        record: usize,
+    },
+    /// A class that the model does not have.
+    #[error("record {record} of the batch has label {label}, the model has {classes} classes")]
+    Label {
+        /// Position in the batch.
+        record: usize,
+        /// Its class.
+        label: u32,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// The tensor library refused.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}

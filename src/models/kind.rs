@@ -1,0 +1,306 @@
+//! Kinds of models: a name, what it learns, its hyper-parameters, and how it is built. \[pure\]
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::batch::{InputSpec, Layout};
+use super::error::{ModelError, ELEMENTS_MAX};
+use super::model::Model;
+use super::parameters::{ParameterSpec, Parameters};
+use super::seed::Generator;
+use crate::text::{nearest, shortened};
+
+/// Most widths in a list of them.
+pub const WIDTHS_MAX: usize = 64;
+
+/// What a model learns, and so what a label means to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A label is one of a few classes. Loss: cross-entropy in nats, mean over the records.
+    Classification,
+    /// Labels are nothing to it. Loss: squared error, mean over the values of the rows that exist.
+    Reconstruction,
+}
+
+impl Task {
+    /// Are records without a label of no use to it?
+    #[must_use]
+    pub fn needs_labels(self) -> bool {
+        self == Self::Classification
+    }
+
+    /// What its loss is, with the unit.
+    #[must_use]
+    pub fn loss(self) -> &'static str {
+        match self {
+            Self::Classification => "cross-entropy, nats",
+            Self::Reconstruction => "mean squared error",
+        }
+    }
+}
+
+/// A hyper-parameter of a kind, as a key of search files.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The key.
+    pub name: &'static str,
+    /// What it is when nobody says; its type, too.
+    pub default: Preset,
+    /// What it means, for the reference.
+    pub help: &'static str,
+}
+
+/// Type and default of a [`Key`].
+#[derive(Clone, Copy, Debug)]
+pub enum Preset {
+    /// A whole number, at least 1.
+    Count(usize),
+    /// At least 0 and below 1.
+    Share(f32),
+    /// 1 to [`WIDTHS_MAX`] whole numbers, each at least 1.
+    Widths(&'static [usize]),
+}
+
+/// Share of activations dropped, of kinds with hidden layers.
+pub const DROPOUT: Key =
+    Key { name: "dropout", default: Preset::Share(0.0), help: "share of activations dropped after each hidden layer" };
+
+/// The value of a [`Key`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// Of [`Preset::Count`].
+    Count(usize),
+    /// Of [`Preset::Share`].
+    Share(f32),
+    /// Of [`Preset::Widths`].
+    Widths(Vec<usize>),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => count.fmt(f),
+            Self::Share(share) => share.fmt(f),
+            Self::Widths(widths) => f.write_str(&widths.iter().map(usize::to_string).collect::<Vec<_>>().join("-")),
+        }
+    }
+}
+
+impl Preset {
+    /// The default.
+    #[must_use]
+    pub fn value(self) -> Value {
+        match self {
+            Self::Count(count) => Value::Count(count),
+            Self::Share(share) => Value::Share(share),
+            Self::Widths(widths) => Value::Widths(widths.to_vec()),
+        }
+    }
+}
+
+impl Key {
+    /// A value of this key's type, of one that was read without knowing it.
+    fn settle(&self, value: Value) -> Option<Value> {
+        match (self.default, value) {
+            (Preset::Share(_), Value::Count(count)) => Some(Value::Share(count as f32)),
+            (preset, value) if std::mem::discriminant(&preset.value()) == std::mem::discriminant(&value) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn check(&self, value: &Value) -> Result<(), ModelError> {
+        let expected = match value {
+            Value::Count(count) if *count == 0 => "at least 1",
+            Value::Share(share) if !(0.0..1.0).contains(share) => "at least 0 and below 1",
+            Value::Widths(widths) if widths.is_empty() || widths.len() > WIDTHS_MAX || widths.contains(&0) => {
+                "a list of 1 to 64 widths of at least 1"
+            }
+            _ => return Ok(()),
+        };
+        let found = match value {
+            Value::Widths(widths) => shortened(&format!("{widths:?}")),
+            value => value.to_string(),
+        };
+        Err(ModelError::Setting { setting: self.name, expected, found })
+    }
+}
+
+/// The hyper-parameters of one model: key → value, none missing once they are [settled](Kind::settle).
+pub type Values = BTreeMap<String, Value>;
+
+/// What the data and the search say of a model's input and output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// T: rows read of each matrix.
+    pub rows_max: usize,
+    /// D: values in a row.
+    pub dim: usize,
+    /// C: classes that labels name.
+    pub classes: usize,
+}
+
+/// A kind of model. All of them stand in [`super::registry`].
+pub struct Kind {
+    /// As search files have it.
+    pub name: &'static str,
+    /// What it learns.
+    pub task: Task,
+    /// How it reads its input.
+    pub layout: Layout,
+    /// What it does, for the reference: follows its name.
+    pub about: &'static str,
+    /// Its hyper-parameters, besides those that all trials have.
+    pub keys: &'static [Key],
+    /// Its parameters, in any order; nothing if a size is beyond counting.
+    pub parameters: fn(&ModelSpec) -> Option<Vec<ParameterSpec>>,
+    /// The model over parameters of these names and shapes.
+    pub model: fn(&ModelSpec, Parameters) -> Result<Box<dyn Model>, ModelError>,
+}
+
+impl Kind {
+    /// Its hyper-parameter of that name.
+    #[must_use]
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// Gives values the types of their keys and adds those that are missing.
+    ///
+    /// # Errors
+    /// Names a key that this kind does not have, or whose value is of another type.
+    pub fn settle(&self, values: Values) -> Result<Values, String> {
+        let mut settled: Values = self.keys.iter().map(|key| (key.name.to_owned(), key.default.value())).collect();
+        for (name, value) in values {
+            let Some(key) = self.key(&name) else {
+                let known: Vec<&str> = self.keys.iter().map(|key| key.name).collect();
+                let near = nearest(&name, &known).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                return Err(format!("unknown field `{}` of model `{}`{near}", shortened(&name), self.name));
+            };
+            let Some(value) = key.settle(value) else { return Err(format!("`{name}` is of another type")) };
+            let _ = settled.insert(name, value);
+        }
+        Ok(settled)
+    }
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
+    }
+}
+
+/// Which model, and how large.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    /// Its kind.
+    pub kind: &'static Kind,
+    /// Its hyper-parameters.
+    pub values: Values,
+    /// Its input and output.
+    pub shape: Shape,
+}
+
+impl ModelSpec {
+    /// A hyper-parameter that is a [`Preset::Count`].
+    #[must_use]
+    pub fn count(&self, key: &str) -> usize {
+        match self.values.get(key) {
+            Some(Value::Count(count)) => *count,
+            _ => 0,
+        }
+    }
+
+    /// A hyper-parameter that is a [`Preset::Share`].
+    #[must_use]
+    pub fn share(&self, key: &str) -> f32 {
+        match self.values.get(key) {
+            Some(Value::Share(share)) => *share,
+            _ => 0.0,
+        }
+    }
+
+    /// A hyper-parameter that is [`Preset::Widths`].
+    #[must_use]
+    pub fn widths(&self, key: &str) -> &[usize] {
+        match self.values.get(key) {
+            Some(Value::Widths(widths)) => widths,
+            _ => &[],
+        }
+    }
+
+    /// What the model reads.
+    #[must_use]
+    pub fn input(&self) -> InputSpec {
+        InputSpec { layout: self.kind.layout, rows_max: self.shape.rows_max, dim: self.shape.dim }
+    }
+
+    /// Number of classes; 0 for a model that learns none.
+    #[must_use]
+    pub fn classes(&self) -> usize {
+        match self.kind.task {
+            Task::Classification => self.shape.classes,
+            Task::Reconstruction => 0,
+        }
+    }
+
+    /// Checks the hyper-parameters and the model's size.
+    ///
+    /// # Errors
+    /// As [`ModelSpec::parameters`].
+    pub fn check(&self) -> Result<(), ModelError> {
+        self.parameters().map(|_| ())
+    }
+
+    /// All parameters, sorted by name.
+    ///
+    /// # Errors
+    /// [`ModelError::Setting`] or [`ModelError::Size`].
+    pub fn parameters(&self) -> Result<Vec<ParameterSpec>, ModelError> {
+        let positive = |setting, value: usize| match value {
+            0 => Err(ModelError::Setting { setting, expected: "at least 1", found: value.to_string() }),
+            _ => Ok(()),
+        };
+        positive("rows_max", self.shape.rows_max)?;
+        positive("dim", self.shape.dim)?;
+        for key in self.kind.keys {
+            if let Some(value) = self.values.get(key.name) {
+                key.check(value)?;
+            }
+        }
+        if self.kind.task == Task::Classification {
+            positive("classes", self.shape.classes)?;
+        }
+        let mut parameters = (self.kind.parameters)(self).ok_or(ModelError::Size)?;
+        let elements = parameters.iter().try_fold(0_usize, |sum, parameter| {
+            sum.checked_add(parameter.shape.iter().try_fold(1_usize, |size, &width| size.checked_mul(width))?)
+        });
+        if elements.is_none_or(|elements| elements > ELEMENTS_MAX) {
+            return Err(ModelError::Size);
+        }
+        parameters.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(parameters)
+    }
+
+    /// The model, with first weights from a generator.
+    ///
+    /// # Errors
+    /// As [`ModelSpec::parameters`], and what the tensor library says.
+    pub fn build(&self, weights: &mut Generator) -> Result<Box<dyn Model>, ModelError> {
+        (self.kind.model)(self, Parameters::new(self.parameters()?, weights)?)
+    }
+}
