@@ -15,10 +15,11 @@ use fastembed::{InitOptionsUserDefined, TextEmbedding, TokenizerFiles, UserDefin
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use sweepstream::config::Settings;
 use sweepstream::embed::batch;
+use sweepstream::embed::stage::EMBED;
 use sweepstream::kafka::client;
 use sweepstream::kafka::topics::Declarations;
 use sweepstream::parts::Parts;
-use sweepstream::topology::{Stage, Topology};
+use sweepstream::topology::Topology;
 
 use support::{median, own_names, Bench, Figures};
 
@@ -122,7 +123,7 @@ fn stage(texts: &[String], servers: &str) -> f64 {
     producer.flush(Duration::from_secs(60)).unwrap();
     // Its polling costs a hundredth of a core.
     drop(producer);
-    let topology = Topology::start(&settings, &Parts::locate(), &[Stage::Embed]).unwrap();
+    let topology = Topology::start(&settings, &Parts::locate(), &[&EMBED]).unwrap();
     while topology.metrics.embed.records.get() == 0 {
         std::thread::sleep(Duration::from_micros(200));
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion};
 use sweepstream::features::codec::{self, Dtype};
 use sweepstream::features::range::Digest;
-use sweepstream::features::window::Window;
+use sweepstream::features::window::{Target, Window};
 use sweepstream::metrics::Metrics;
 
 use support::features::{matrices, DIM};
@@ -71,14 +71,16 @@ fn records(criterion: &mut Criterion) {
     each("decode", &mut |_, bytes| {
         let _ = black_box(codec::decode(bytes).unwrap());
     });
-    each("decode and push", &mut |window, bytes| window.push(codec::decode(bytes).unwrap(), 64, None, false));
-    each("decode and mean", &mut |window, bytes| window.push_mean(codec::decode(bytes).unwrap(), 64, None, false));
+    each("decode and push", &mut |window, bytes| window.push(codec::decode(bytes).unwrap(), 64, Target::None, false));
+    each("decode and mean", &mut |window, bytes| {
+        window.push_mean(codec::decode(bytes).unwrap(), 64, Target::None, false)
+    });
     let mut digest = Digest::default();
     each("digest", &mut |_, bytes| digest.update(Some(b"12345"), Some(b"press"), bytes));
     each("decode, digest and mean", &mut |window, bytes| {
         let matrix = codec::decode(bytes).unwrap();
         digest.update(Some(b"12345"), Some(b"press"), bytes);
-        window.push_mean(matrix, 64, None, false);
+        window.push_mean(matrix, 64, Target::None, false);
     });
     let _ = black_box(digest);
 }

@@ -19,7 +19,8 @@ use sweepstream::kafka::client;
 use sweepstream::kafka::topics::Declarations;
 use sweepstream::output::Key;
 use sweepstream::parts::Parts;
-use sweepstream::topology::{Stage, Topology};
+use sweepstream::topology::Topology;
+use sweepstream::train::pool::TRAIN;
 
 use support::features::{fill, matrices, mlps, search, LABELS};
 use support::process::{produce, Running};
@@ -233,7 +234,7 @@ fn autoencoders(settings: &Settings, trials: usize) -> Topology {
         "name = \"a\"\nmodel = \"autoencoder\"\nlayers = [256, 128]\nvalidation = 0\nobjective = \"loss\"\nepochs = 100\nlearning_rate = [{rates}]"
     );
     let _ = search(settings, &text);
-    let topology = Topology::start(settings, &Parts::locate(), &[Stage::Train]).unwrap();
+    let topology = Topology::start(settings, &Parts::locate(), &[&TRAIN]).unwrap();
     while topology.status.trials().values().filter(|trial| trial.step > 0).count() < trials {
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -17,7 +17,8 @@ use sweepstream::features::stream::{Follower, Read, Streams};
 use sweepstream::features::window::{Reading, Window};
 use sweepstream::kafka::client;
 use sweepstream::metrics::Metrics;
-use sweepstream::topology::{Stage, Topology};
+use sweepstream::topology::Topology;
+use sweepstream::train::pool::TRAIN;
 
 use support::features::{fill, matrices, mlps, search};
 use support::{cpu_seconds, loopback_megabytes, median, Bench, Figures};
@@ -234,7 +235,7 @@ fn train(bench: &Bench, matrices: &[Vec<u8>], trials: usize) -> f64 {
     let settings = bench.settings();
     fill(&settings, matrices);
     let started = mlps(&settings, trials, EPOCHS).trials.len();
-    let topology = Topology::start(&settings, &sweepstream::parts::Parts::locate(), &[Stage::Train]).unwrap();
+    let topology = Topology::start(&settings, &sweepstream::parts::Parts::locate(), &[&TRAIN]).unwrap();
     let await_trials =
         |done: &dyn Fn(&std::collections::BTreeMap<String, sweepstream::status::TrialStatus>) -> bool| {
             while !done(&topology.status.trials()) {

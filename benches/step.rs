@@ -14,13 +14,14 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use sweepstream::features::codec::{self, Dtype};
-use sweepstream::models::batch::{Batcher, Record};
+use sweepstream::features::window::{Record, Target};
+use sweepstream::learn::fit::Fit;
+use sweepstream::learn::optimizer::{Optimizer, OptimizerSpec, Rule};
+use sweepstream::models::batch::Batcher;
 use sweepstream::models::kind::{ModelSpec, Shape};
 use sweepstream::models::model::Model;
 use sweepstream::models::registry;
 use sweepstream::models::seed::{Generator, Purpose};
-use sweepstream::train::fit::Fit;
-use sweepstream::train::optimizer::{Optimizer, OptimizerSpec, Rule};
 
 use support::{median, peak_rss_megabytes, Figures};
 
@@ -82,7 +83,7 @@ fn matrices(lengths: &[usize], dim: usize) -> Vec<Vec<u8>> {
 }
 
 fn batches(matrices: &[Vec<u8>], size: usize) -> Vec<Vec<Record<'_>>> {
-    let labels = (0..LABELS as u32).cycle().map(Some);
+    let labels = (0..LABELS as u32).cycle().map(Target::Class);
     let records: Vec<_> = matrices.iter().map(|bytes| codec::decode(bytes).unwrap()).zip(labels).collect();
     records.chunks(size).map(<[_]>::to_vec).collect()
 }
@@ -91,7 +92,7 @@ fn batches(matrices: &[Vec<u8>], size: usize) -> Vec<Vec<Record<'_>>> {
 fn spec(kind: &str, dim: usize) -> ModelSpec {
     let kind = registry::find(kind).unwrap();
     let values = kind.settle(Default::default()).unwrap();
-    ModelSpec { kind, values, shape: Shape { rows_max: 64, dim, classes: LABELS } }
+    ModelSpec { kind, task: kind.tasks[0], values, shape: Shape { rows_max: 64, dim, classes: LABELS } }
 }
 
 /// Steps in turns: with batches built from ragged `f16`, with batches that are ready, and PyTorch's, if asked for.

@@ -47,6 +47,8 @@ pub mod parts;
 
 pub mod topology;
 
+pub mod stage;
+
 pub mod kafka;
 
 pub mod input;
@@ -57,7 +59,11 @@ pub mod features;
 
 pub mod models;
 
+pub mod learn;
+
 pub mod train;
+
+pub mod search;
 
 pub mod output;
 

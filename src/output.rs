@@ -1,9 +1,9 @@
 //! What is published to `output`, and under which keys. Pure.
 
-use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Header that tells records of `output` apart.
 pub const KIND_HEADER: &str = "kind";
@@ -178,18 +178,11 @@ pub struct Measurement {
     pub step: u64,
     /// Records trained on so far, all epochs together.
     pub records: u64,
-    /// Mean over the training records since the epoch began, each taken before its batch's update.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss: Option<f64>,
-    /// Over the validation split; absent within an epoch and without a split.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_loss: Option<f64>,
-    /// Share of validation records whose class was found.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_accuracy: Option<f64>,
-    /// Mean of the classes' F1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_macro_f1: Option<f64>,
+    /// What was measured, by name: `loss` is the mean over the training records since the epoch began, each taken before
+    /// its batch's update; what begins with `validation_` is over the validation split, and absent within an epoch and
+    /// without a split. See [`crate::search::objective::MEASURED`].
+    #[serde(flatten, deserialize_with = "numbers")]
+    pub measured: BTreeMap<String, f64>,
     /// Of the last step.
     pub learning_rate: f64,
     /// Mean over the steps since the epoch began of the gradient's L2 norm.
@@ -200,6 +193,19 @@ pub struct Measurement {
     pub records_per_second: Option<f64>,
     /// Unix time in milliseconds.
     pub time_ms: u64,
+}
+
+/// The fields that are numbers: nothing else is a measured value.
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let fields = BTreeMap::<String, serde_json::Value>::deserialize(deserializer)?;
+    Ok(fields.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
+}
+
+impl Measurement {
+    /// A measured value.
+    pub fn value(&self, name: &str) -> Option<f64> {
+        self.measured.get(name).copied()
+    }
 }
 
 /// How a trial ended.
@@ -265,82 +271,6 @@ pub struct Outcome {
     pub time_ms: u64,
 }
 
-/// What a search tries to find.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Objective {
-    /// As high as possible.
-    ValidationAccuracy,
-    /// As high as possible.
-    ValidationMacroF1,
-    /// As low as possible.
-    ValidationLoss,
-    /// As low as possible.
-    Loss,
-}
-
-impl Objective {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::ValidationAccuracy, Self::ValidationMacroF1, Self::ValidationLoss, Self::Loss];
-
-    /// As in search files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ValidationAccuracy => "validation_accuracy",
-            Self::ValidationMacroF1 => "validation_macro_f1",
-            Self::ValidationLoss => "validation_loss",
-            Self::Loss => "loss",
-        }
-    }
-
-    /// Its value in a measurement.
-    pub fn value(self, measurement: &Measurement) -> Option<f64> {
-        match self {
-            Self::ValidationAccuracy => measurement.validation_accuracy,
-            Self::ValidationMacroF1 => measurement.validation_macro_f1,
-            Self::ValidationLoss => measurement.validation_loss,
-            Self::Loss => measurement.loss,
-        }
-    }
-
-    fn higher_is_better(self) -> bool {
-        matches!(self, Self::ValidationAccuracy | Self::ValidationMacroF1)
-    }
-
-    /// Is the first value the better one?
-    pub fn better(self, a: f64, b: f64) -> bool {
-        if self.higher_is_better() {
-            a > b
-        } else {
-            a < b
-        }
-    }
-
-    /// `Less` when `a` is the better one. Models without the objective (an autoencoder has no accuracy) come after
-    /// those with it and are compared by validation loss, then by loss.
-    pub fn compare(self, a: &Measurement, b: &Measurement) -> Ordering {
-        for objective in [self, Self::ValidationLoss, Self::Loss] {
-            let order = match (objective.value(a), objective.value(b)) {
-                (Some(a), Some(b)) if objective.higher_is_better() => b.total_cmp(&a),
-                (Some(a), Some(b)) => a.total_cmp(&b),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (None, None) => continue,
-            };
-            return order;
-        }
-        Ordering::Equal
-    }
-
-    /// [`Objective::compare`] of what trials have reached; those without a measurement come last.
-    pub fn compare_best(self, a: Option<&Measurement>, b: Option<&Measurement>) -> Ordering {
-        match (a, b) {
-            (Some(a), Some(b)) => self.compare(a, b),
-            (a, b) => b.is_some().cmp(&a.is_some()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -361,30 +291,5 @@ mod tests {
             assert_eq!(Key::parse(stranger.as_bytes()), None, "{stranger}");
         }
         assert_eq!(Key::parse(b"\xff"), None);
-    }
-
-    #[test]
-    fn an_objective_ranks_what_has_it_before_what_has_not() {
-        let measurement = |accuracy, validation_loss| Measurement {
-            search: String::new(),
-            trial: String::new(),
-            epoch: 1,
-            step: 1,
-            records: 1,
-            loss: Some(1.0),
-            validation_loss,
-            validation_accuracy: accuracy,
-            validation_macro_f1: None,
-            learning_rate: 0.1,
-            gradient_norm: None,
-            records_per_second: None,
-            time_ms: 0,
-        };
-        let objective = Objective::ValidationAccuracy;
-        let (good, bad, none) =
-            (measurement(Some(0.9), None), measurement(Some(0.2), Some(0.1)), measurement(None, Some(0.01)));
-        assert_eq!(objective.compare(&good, &bad), Ordering::Less);
-        assert_eq!(objective.compare(&none, &bad), Ordering::Greater);
-        assert_eq!(objective.compare(&none, &measurement(None, Some(0.02))), Ordering::Less);
     }
 }

@@ -14,8 +14,8 @@ pub struct Status(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    embed: StageStatus,
-    train: StageStatus,
+    /// In the order in which data flows.
+    stages: Mutex<Vec<(&'static str, StageStatus)>>,
     embedded: AtomicU64,
     dead: AtomicU64,
     trials: Mutex<BTreeMap<String, TrialStatus>>,
@@ -25,10 +25,12 @@ struct Inner {
 /// likely.
 const STALLED: Duration = Duration::from_secs(15);
 
-/// Readiness of a stage.
-#[derive(Default)]
-pub struct StageStatus {
-    wanted: AtomicBool,
+/// Readiness of a stage of this process.
+#[derive(Clone)]
+pub struct StageStatus(Arc<Readiness>);
+
+struct Readiness {
+    stage: &'static str,
     assigned: AtomicBool,
     connected: AtomicBool,
     /// When its loop last went round.
@@ -36,44 +38,39 @@ pub struct StageStatus {
 }
 
 impl StageStatus {
-    /// The stage is part of this process.
-    pub fn want(&self) {
-        self.wanted.store(true, Ordering::Release);
-        self.connected.store(true, Ordering::Release);
-    }
-
     /// The group has answered with an assignment, which may be empty.
     pub fn set_assigned(&self, assigned: bool) {
         self.go_round();
-        self.assigned.store(assigned, Ordering::Release);
+        self.0.assigned.store(assigned, Ordering::Release);
     }
 
     /// The stage's loop is alive. Whoever waits in it for long says so now and then.
     pub fn go_round(&self) {
-        *self.went_round.lock() = Some(Instant::now());
+        *self.0.went_round.lock() = Some(Instant::now());
     }
 
     /// Whether a broker is connected, as the stage's loop sees it once a second; a change is logged, once.
-    pub fn show_connected(&self, connected: bool, stage: &str) {
+    pub fn show_connected(&self, connected: bool) {
         self.go_round();
-        match (self.connected.swap(connected, Ordering::AcqRel), connected) {
+        let stage = self.0.stage;
+        match (self.0.connected.swap(connected, Ordering::AcqRel), connected) {
             (true, false) => tracing::warn!(stage, "kafka is away; waiting for it, nothing is lost"),
             (false, true) => tracing::info!(stage, "kafka is back"),
             (true, true) | (false, false) => {}
         }
     }
 
-    /// At work, or not; `None` when the stage is not part of this process.
-    pub fn ready(&self) -> Option<bool> {
-        self.wanted.load(Ordering::Acquire).then(|| self.hindrance().is_none())
+    /// Is it at work?
+    pub fn ready(&self) -> bool {
+        self.hindrance().is_none()
     }
 
-    /// What keeps a stage of this process from its work.
+    /// What keeps the stage from its work.
     fn hindrance(&self) -> Option<&'static str> {
-        let stalled = || self.went_round.lock().is_some_and(|went_round| went_round.elapsed() > STALLED);
-        if !self.connected.load(Ordering::Acquire) {
+        let stalled = || self.0.went_round.lock().is_some_and(|went_round| went_round.elapsed() > STALLED);
+        if !self.0.connected.load(Ordering::Acquire) {
             Some("waits for kafka")
-        } else if !self.assigned.load(Ordering::Acquire) {
+        } else if !self.0.assigned.load(Ordering::Acquire) {
             Some("waits for an assignment")
         } else if stalled() {
             Some("has stood still for 15 s and more; a call to kafka hangs, most likely")
@@ -111,14 +108,17 @@ pub struct TrialStatus {
 }
 
 impl Status {
-    /// The embed stage.
-    pub fn embed(&self) -> &StageStatus {
-        &self.0.embed
+    /// Makes a stage part of this process: the process is not ready before the stage is.
+    pub fn add_stage(&self, stage: &'static str) -> StageStatus {
+        let (assigned, connected) = (AtomicBool::new(false), AtomicBool::new(true));
+        let status = StageStatus(Arc::new(Readiness { stage, assigned, connected, went_round: Mutex::new(None) }));
+        self.0.stages.lock().push((stage, status.clone()));
+        status
     }
 
-    /// The train stage.
-    pub fn train(&self) -> &StageStatus {
-        &self.0.train
+    /// The stages of this process, in the order in which data flows.
+    pub fn stages(&self) -> Vec<(&'static str, StageStatus)> {
+        self.0.stages.lock().clone()
     }
 
     /// Counts committed verdicts.
@@ -132,9 +132,16 @@ impl Status {
         (self.0.embedded.load(Ordering::Relaxed), self.0.dead.load(Ordering::Relaxed))
     }
 
-    /// Changes what is known of a trial.
-    pub fn trial(&self, id: &str, change: impl FnOnce(&mut TrialStatus)) {
+    /// Shows a trial, or what has become of it.
+    pub fn show_trial(&self, id: &str, change: impl FnOnce(&mut TrialStatus)) {
         change(self.0.trials.lock().entry(id.to_owned()).or_default());
+    }
+
+    /// Changes what is shown of a trial. One that was forgotten stays so: its thread may outlive that for a while.
+    pub fn change_trial(&self, id: &str, change: impl FnOnce(&mut TrialStatus)) {
+        if let Some(trial) = self.0.trials.lock().get_mut(id) {
+            change(trial);
+        }
     }
 
     /// Forgets a trial that this process has no more to do with.
@@ -147,15 +154,30 @@ impl Status {
         self.0.trials.lock().clone()
     }
 
-    /// Every wanted stage is at work.
+    /// Every stage is at work.
     pub fn ready(&self) -> bool {
         self.hindrances().is_empty()
     }
 
     /// What keeps stages of this process from their work; nothing, when it is ready.
     pub fn hindrances(&self) -> Vec<String> {
-        let stages = [("embed", &self.0.embed), ("train", &self.0.train)];
-        let wanted = stages.into_iter().filter(|(_, stage)| stage.wanted.load(Ordering::Acquire));
-        wanted.filter_map(|(name, stage)| Some(format!("{name} {}", stage.hindrance()?))).collect()
+        let stages = self.stages().into_iter();
+        stages.filter_map(|(name, stage)| Some(format!("{name} {}", stage.hindrance()?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_that_was_forgotten_does_not_come_back_by_what_its_thread_says() {
+        let status = Status::default();
+        status.show_trial("t", |trial| trial.state = "running".into());
+        status.change_trial("t", |trial| trial.step = 3);
+        assert_eq!(status.trials()["t"].step, 3);
+        status.forget_trial("t");
+        status.change_trial("t", |trial| trial.step = 4);
+        assert!(status.trials().is_empty());
     }
 }

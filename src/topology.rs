@@ -1,22 +1,18 @@
 //! The one place that wires stages together, starts them, and stops them.
 
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use prometheus::IntCounter;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
-use crate::embed::model::Model;
-use crate::embed::stage as embed;
 use crate::kafka::topics::{Declarations, TopicSet};
 use crate::kafka::{client, descriptors};
-use crate::metrics::{Metrics, TransactionOutcome};
+use crate::metrics::Metrics;
 use crate::parts::Parts;
-use crate::status::Status;
-use crate::train::pool as train;
-use crate::{http, kafka};
+use crate::stage::{self, BoxFailure, Loaded, Spec, Stage};
+use crate::status::{StageStatus, Status};
+use crate::{embed, http, kafka, train};
 
 /// A stage that has worked for this long, or committed something, starts its count of rebuilds afresh.
 const HEALTHY: Duration = Duration::from_secs(600);
@@ -28,27 +24,8 @@ const STOP_MARGIN: Duration = Duration::from_secs(4);
 /// HTTP endpoint, and some for each further broker of a cluster.
 const DESCRIPTORS: u64 = 512;
 
-/// What a process does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// texts → features.
-    Embed,
-    /// trials → output.
-    Train,
-}
-
-impl Stage {
-    /// All of them, in the order in which data flows.
-    pub const ALL: [Self; 2] = [Self::Embed, Self::Train];
-
-    /// As `--stage` takes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Embed => "embed",
-            Self::Train => "train",
-        }
-    }
-}
+/// All stages, in the order in which data flows.
+pub static STAGES: [&Spec; 2] = [&embed::stage::EMBED, &train::pool::TRAIN];
 
 /// Why a topology did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -56,15 +33,17 @@ pub enum Error {
     /// Kafka.
     #[error(transparent)]
     Kafka(#[from] kafka::Error),
-    /// The embedding model.
-    #[error(transparent)]
-    Model(#[from] crate::embed::model::Error),
-    /// The embed stage failed for good.
-    #[error("the embed stage failed: {0}")]
-    Embed(#[from] embed::Error),
-    /// The train stage failed for good.
-    #[error("the train stage failed: {0}")]
-    Train(#[from] train::Error),
+    /// What a stage needs besides Kafka.
+    #[error("{0}")]
+    Load(BoxFailure),
+    /// A stage failed for good.
+    #[error("the {stage} stage failed: {cause}")]
+    Stage {
+        /// Its name.
+        stage: &'static str,
+        /// Why.
+        cause: BoxFailure,
+    },
     /// The HTTP endpoint.
     #[error(transparent)]
     Http(#[from] http::Error),
@@ -77,32 +56,6 @@ pub enum Error {
     /// A thread could not be started.
     #[error("starting a thread: {0}")]
     Thread(std::io::Error),
-}
-
-/// What supervision asks of a stage's error.
-trait Failure: std::fmt::Display + Send + 'static {
-    /// Can the stage be built anew and go on?
-    fn passes(&self) -> bool;
-    /// May Kafka just be away?
-    fn is_away(&self) -> bool;
-}
-
-impl Failure for embed::Error {
-    fn passes(&self) -> bool {
-        self.passes()
-    }
-    fn is_away(&self) -> bool {
-        self.is_away()
-    }
-}
-
-impl Failure for train::Error {
-    fn passes(&self) -> bool {
-        self.passes()
-    }
-    fn is_away(&self) -> bool {
-        self.is_away()
-    }
 }
 
 /// Stages that are running.
@@ -122,7 +75,7 @@ pub struct Topology {
 }
 
 struct Running {
-    stage: Stage,
+    name: &'static str,
     stop: CancellationToken,
     thread: JoinHandle<Result<(), Error>>,
 }
@@ -132,7 +85,7 @@ impl Topology {
     ///
     /// # Errors
     /// The first thing that is not as it must be; nothing is left running.
-    pub fn start(settings: &Settings, parts: &Parts, stages: &[Stage]) -> Result<Self, Error> {
+    pub fn start(settings: &Settings, parts: &Parts, stages: &[&'static Spec]) -> Result<Self, Error> {
         let metrics = Metrics::new()?;
         let status = Status::default();
         let ended = CancellationToken::new();
@@ -140,25 +93,29 @@ impl Topology {
             tracing::warn!("{few}");
         }
         let watch = descriptors::Watch::start().map_err(Error::Thread)?;
-        // The model loads while the cluster is asked: both take most of a start.
-        let model = stages.contains(&Stage::Embed).then(|| {
-            let (settings, parts) = (settings.clone(), parts.clone());
-            let load = move || Model::load(&parts, &settings);
-            std::thread::Builder::new().name("load-model".into()).spawn(load).map_err(Error::Thread)
-        });
+        // Models load while the cluster is asked: both take most of a start.
+        let load = |spec: &&'static Spec| {
+            let (spec, settings, parts) = (*spec, settings.clone(), parts.clone());
+            let load = move || (spec.load)(&settings, &parts);
+            let thread = std::thread::Builder::new().name(format!("load-{}", spec.name)).spawn(load);
+            Ok((spec.name, thread.map_err(Error::Thread)?))
+        };
+        let loading: Vec<_> = STAGES
+            .iter()
+            .filter(|spec| stages.iter().any(|wanted| wanted.name == spec.name))
+            .map(load)
+            .collect::<Result<_, Error>>()?;
         let cluster = client::await_cluster(settings);
-        let model = model.transpose()?.map(|thread| thread.join().map_err(|_| Error::Panicked("embed")));
-        let model = model.transpose()?.transpose()?;
+        let mut loaded = Vec::new();
+        for (name, thread) in loading {
+            loaded.push((name, thread.join().map_err(|_| Error::Panicked(name))?.map_err(Error::Load)?));
+        }
         cluster?;
         let declarations = Declarations::load(settings)?;
-        let topics = declarations.ensure(settings, model.as_ref().map(|model| model.matrix_bytes_max))?;
+        let matrix_bytes_max = loaded.iter().filter_map(|(_, loaded)| loaded.matrix_bytes_max).max();
+        let topics = declarations.ensure(settings, matrix_bytes_max)?;
         // Before anybody can ask: a process is not ready because none of its stages has begun.
-        for stage in stages {
-            match stage {
-                Stage::Embed => status.embed().want(),
-                Stage::Train => status.train().want(),
-            }
-        }
+        let owns: Vec<StageStatus> = loaded.iter().map(|(name, _)| status.add_stage(name)).collect();
         let http = http::Server::start(settings, metrics.clone(), status.clone())?;
         let mut topology = Self {
             stages: Vec::new(),
@@ -170,94 +127,72 @@ impl Topology {
             ended,
             _descriptors: watch,
         };
-        if let Some(model) = model {
-            topology.start_embed(model)?;
-        }
-        if stages.contains(&Stage::Train) {
-            topology.start_train()?;
+        for ((name, loaded), own) in loaded.into_iter().zip(owns) {
+            topology.begin(name, loaded, own)?;
         }
         Ok(topology)
     }
 
-    fn start_embed(&mut self, mut model: Model) -> Result<(), Error> {
+    fn begin(&mut self, name: &'static str, loaded: Loaded, own: StageStatus) -> Result<(), Error> {
         let stop = CancellationToken::new();
-        let instance =
-            self.settings.kafka.group_instance_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let context = embed::Context {
-            undone: false.into(),
-            transactional_id: format!("{}.{instance}", self.settings.embed_group()),
+        let context = stage::Context {
             settings: self.settings.clone(),
             topics: self.topics.clone(),
             metrics: self.metrics.clone(),
             status: self.status.clone(),
+            own,
             stop: stop.clone(),
         };
-        tracing::info!(embedder = %model.embedder, dim = model.dim, sessions = model.sessions.len(), "embed stage starts");
-        let committed = context.metrics.embed.transactions.with_label_values(&[TransactionOutcome::Committed.label()]);
-        self.supervise(Stage::Embed, stop, move || embed::run(&context, &mut model), committed)
-    }
-
-    fn start_train(&mut self) -> Result<(), Error> {
-        let stop = CancellationToken::new();
-        let (settings, topics) = (self.settings.clone(), self.topics.clone());
-        let (metrics, status) = (self.metrics.clone(), self.status.clone());
-        let context = Arc::new(train::Context::new(settings, topics, metrics, status, stop.clone())?);
-        tracing::info!(threads = self.settings.train.threads(), "train stage starts");
-        let committed = context.metrics.train.transactions.with_label_values(&[TransactionOutcome::Committed.label()]);
-        self.supervise(Stage::Train, stop, move || train::run(&context), committed)
+        let stage = (loaded.begin)(context).map_err(|cause| Error::Stage { stage: name, cause })?;
+        self.supervise(name, stop, stage)
     }
 
     /// Runs a stage on a thread of its own; builds it anew after failures that pass, a bounded number of times in a row.
     /// While no broker answers there is nothing to build, so that time is waited for and does not count.
-    fn supervise<E>(
+    fn supervise(
         &mut self,
-        stage: Stage,
+        name: &'static str,
         stop: CancellationToken,
-        mut run: impl FnMut() -> Result<(), E> + Send + 'static,
-        committed: IntCounter,
-    ) -> Result<(), Error>
-    where
-        E: Failure,
-        Error: From<E>,
-    {
+        mut stage: Box<dyn Stage>,
+    ) -> Result<(), Error> {
         let (stopped, ended) = (stop.clone(), self.ended.clone());
         let settings = self.settings.clone();
         let rebuilds_max = settings.run.rebuilds_max.get();
-        let counted = self.metrics.stages.rebuilds.with_label_values(&[stage.name()]);
+        let counted = self.metrics.stages.rebuilds.with_label_values(&[name]);
         let work = move || {
             let _ended = ended.drop_guard();
             let mut rebuilds = 0;
             loop {
-                let (started, before) = (Instant::now(), committed.get());
-                let error = match run() {
+                let (started, before) = (Instant::now(), stage.committed());
+                let error = match stage.run() {
                     Ok(()) => return Ok(()),
                     Err(error) => error,
                 };
-                if started.elapsed() > HEALTHY || committed.get() > before {
+                if started.elapsed() > HEALTHY || stage.committed() > before {
                     rebuilds = 0;
                 }
                 let away = error.is_away() && client::await_return(&settings, || stopped.is_cancelled())?;
                 if error.passes() && stopped.is_cancelled() {
-                    tracing::warn!(stage = stage.name(), %error, "stopped; what was in flight is left to its successor");
+                    tracing::warn!(stage = name, %error, "stopped; what was in flight is left to its successor");
                     return Ok(());
                 }
                 if away {
                     counted.inc();
-                    tracing::warn!(stage = stage.name(), %error, "stage failed while kafka was away; building it anew");
+                    tracing::warn!(stage = name, %error, "stage failed while kafka was away; building it anew");
                     continue;
                 }
                 if !error.passes() || rebuilds >= rebuilds_max {
-                    tracing::error!(stage = stage.name(), %error, rebuilds, "stage failed for good");
-                    return Err(error.into());
+                    tracing::error!(stage = name, %error, rebuilds, "stage failed for good");
+                    return Err(Error::Stage { stage: name, cause: error });
                 }
                 rebuilds += 1;
                 counted.inc();
-                tracing::warn!(stage = stage.name(), %error, rebuilds, rebuilds_max, "stage failed; building it anew");
+                tracing::warn!(stage = name, %error, rebuilds, rebuilds_max, "stage failed; building it anew");
                 std::thread::sleep(Duration::from_millis(200) * rebuilds);
             }
         };
-        let thread = std::thread::Builder::new().name(stage.name().into()).spawn(work).map_err(Error::Thread)?;
-        self.stages.push(Running { stage, stop, thread });
+        let thread = std::thread::Builder::new().name(name.into()).spawn(work).map_err(Error::Thread)?;
+        self.stages.push(Running { name, stop, thread });
         Ok(())
     }
 
@@ -282,20 +217,17 @@ impl Topology {
             running.stop.cancel();
         }
         let deadline = Instant::now() + self.settings.run.drain_timeout + STOP_MARGIN;
-        for Running { stage, thread, .. } in self.stages.drain(..) {
+        for Running { name, thread, .. } in self.stages.drain(..) {
             while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
             }
             if !thread.is_finished() {
                 // Waiting for a broker, most likely. What it had not committed, nobody has seen.
-                tracing::warn!(
-                    stage = stage.name(),
-                    "did not stop in time; what was in flight is left to its successor"
-                );
+                tracing::warn!(stage = name, "did not stop in time; what was in flight is left to its successor");
                 continue;
             }
-            let ended = thread.join().unwrap_or(Err(Error::Panicked(stage.name())));
-            tracing::info!(stage = stage.name(), "stopped");
+            let ended = thread.join().unwrap_or(Err(Error::Panicked(name)));
+            tracing::info!(stage = name, "stopped");
             result = result.and(ended);
         }
         if let Some(http) = self.http.take() {

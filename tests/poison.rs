@@ -13,16 +13,16 @@ use sweepstream::config::{Input, InputFormat, Settings};
 use sweepstream::features::{codec, range::Position};
 use sweepstream::input;
 use sweepstream::kafka::topics::Declarations;
+use sweepstream::learn::fit::Fit;
+use sweepstream::learn::optimizer::{OptimizerSpec, Rule};
 use sweepstream::models::error::ELEMENTS_MAX;
 use sweepstream::models::kind::{ModelSpec, Shape, Value};
 use sweepstream::models::registry;
 use sweepstream::output::{Key, Measurement, Outcome, Slot};
+use sweepstream::search::file::{Search, TRIALS_MAX};
 use sweepstream::train::checkpoint::{Manifest, Progress, CHUNK_BYTES};
-use sweepstream::train::fit::Fit;
-use sweepstream::train::optimizer::{OptimizerSpec, Rule};
 use sweepstream::train::publish::Pointer;
 use sweepstream::train::record::TrialRecord;
-use sweepstream::train::search::{Search, TRIALS_MAX};
 
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
@@ -335,7 +335,7 @@ fn models_beyond_the_limit_are_refused_before_anything_is_allocated() {
     let spec = |kind: &str, key: &str, value: Value, shape: Shape| {
         let kind = registry::find(kind).unwrap();
         let values = kind.settle([(key.to_owned(), value)].into()).unwrap();
-        ModelSpec { kind, values, shape }
+        ModelSpec { kind, task: kind.tasks[0], values, shape }
     };
     let autoencoder = (size(), size(), prop::collection::vec(size(), 0..4)).prop_map(move |(rows_max, dim, layers)| {
         spec("autoencoder", "layers", Value::Widths(layers), Shape { rows_max, dim, classes: 0 })

@@ -1,4 +1,5 @@
-//! References that are made of the code: docs/settings.md, docs/metrics.md, docs/commands.md and config/sweepstream.toml.
+//! References that are made of the code: docs/settings.md, docs/metrics.md, docs/commands.md, config/sweepstream.toml and
+//! the models in docs/searches.md.
 //!
 //! `make docs` writes them; without it these tests say which of them is behind.
 
@@ -8,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use sweepstream::config::Settings;
 use sweepstream::metrics::Metrics;
+use sweepstream::models::registry::KINDS;
 use syn::{Attribute, Expr, Fields, Item, Lit, Meta, Type};
 
 /// Set by `make docs`.
@@ -297,4 +299,24 @@ fn the_command_reference_is_what_the_program_says() {
         text.push_str(&format!("\n## {title}\n\n```text\n{}\n```\n", help.trim_end()));
     }
     expect("docs/commands.md", &text);
+}
+
+// --- Models, as their kinds have them
+
+#[test]
+fn the_models_in_searches_are_those_of_the_registry() {
+    const PATH: &str = "docs/searches.md";
+    const UNTIL: &str = "<!-- Until here. -->\n";
+    let there = std::fs::read_to_string(root().join(PATH)).unwrap();
+    let (before, rest) = there.split_once(GENERATED).expect("where the table begins");
+    let (_, after) = rest.split_once(UNTIL).expect("where it ends");
+    let mut table = String::from("| model | what it does | keys |\n|---|---|---|\n");
+    for kind in KINDS {
+        let key = |key: &sweepstream::models::kind::Key| {
+            format!("`{}` ({}): {}", key.name, key.default.value().toml(), key.help)
+        };
+        let keys: Vec<String> = kind.keys.iter().map(key).collect();
+        table += &format!("| `{}` | {} | {} |\n", kind.name, kind.about, keys.join("; "));
+    }
+    expect(PATH, &format!("{before}{GENERATED}{table}{UNTIL}{after}"));
 }

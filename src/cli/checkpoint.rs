@@ -10,8 +10,8 @@ use super::output::say;
 use super::{connect, file, Environment, Result};
 use crate::config::Settings;
 use crate::kafka::offsets::Watermarks;
+use crate::learn::fit::Fit;
 use crate::train::checkpoint::sha256_hex;
-use crate::train::fit::Fit;
 use crate::train::store::{self, Stored, Want};
 
 #[derive(Debug, Args)]

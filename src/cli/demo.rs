@@ -13,7 +13,7 @@ use super::search;
 use super::{checkpoint, plot, trials, Environment, Result};
 use crate::config::Settings;
 use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
-use crate::topology::{Stage, Topology};
+use crate::topology::{Topology, STAGES};
 use crate::train::start::{start, Started};
 
 /// Sentences produced.
@@ -45,7 +45,7 @@ pub fn run(environment: Environment, arguments: &Arguments) -> Result {
     // Whatever leads to the user's own cluster (TLS, SASL) does not fit this one.
     settings.kafka.properties.clear();
     say(format_args!("Kafka runs at {} (its log: {})", broker.bootstrap_servers(), broker.log().display()));
-    let topology = Topology::start(&settings, &parts, &Stage::ALL)?;
+    let topology = Topology::start(&settings, &parts, &STAGES)?;
     let worked = work(&settings, &topology, &brown, began, arguments.keep);
     // A further signal is heard until the end.
     let _runtime = match &worked {

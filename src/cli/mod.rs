@@ -96,8 +96,8 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = error.downcast_ref::<crate::topology::Error>() {
         use crate::topology::Error as T;
         return match error {
-            T::Embed(_) | T::Train(_) | T::Panicked(_) | T::Metrics(_) | T::Thread(_) => Some(code::SOFTWARE),
-            T::Model(_) | T::Http(_) => Some(code::CONFIG),
+            T::Stage { .. } | T::Panicked(_) | T::Metrics(_) | T::Thread(_) => Some(code::SOFTWARE),
+            T::Load(_) | T::Http(_) => Some(code::CONFIG),
             // Transparent over Kafka's errors.
             T::Kafka(error) => code_of(error),
         };
@@ -283,7 +283,7 @@ fn start_logging(settings: &Settings) -> Result {
 
 /// Waits until the cluster answers, for subcommands that speak to it.
 fn connect(environment: &Environment) -> Result {
-    kafka::descriptors::ensure()?;
+    kafka::descriptors::ensure().map_err(kafka::Error::Descriptors)?;
     Ok(kafka::client::await_cluster(&environment.settings)?)
 }
 

@@ -12,7 +12,8 @@ use super::output::say;
 use super::search::{results, Measurements, Results};
 use super::{connect, trials, Environment, Failure, Result};
 use crate::config::Settings;
-use crate::output::{Measurement, Objective};
+use crate::output::Measurement;
+use crate::search::objective::{Direction, Objective, LOSS, MEASURED, VALIDATION_LOSS};
 use crate::text::shortened;
 use crate::train::record::TrialRecord;
 
@@ -107,11 +108,11 @@ fn figure(search: &str, results: &Results) -> Figure {
     }
     let first = results.trials.first().map(|(record, _)| record);
     let records = first.map_or(0, |record| record.range().records());
-    let objective = first.map_or(Objective::Loss, |record| record.objective);
+    let objective = first.map_or_else(Objective::loss, |record| record.objective.clone());
     let mut sections: Vec<(bool, Section)> = models
         .into_iter()
         .filter(|(_, trials)| trials.iter().any(|trial| trial.best.is_some()))
-        .map(|(model, trials)| Model::new(model, objective, trials).section())
+        .map(|(model, trials)| Model::new(model, &objective, trials).section())
         .collect();
     // What the search is about comes first.
     sections.sort_by_key(|(has_objective, _)| !has_objective);
@@ -122,7 +123,7 @@ fn figure(search: &str, results: &Results) -> Figure {
             results.trials.len(),
             with_thousands(records as f64, 0),
             first.map_or("", |record| record.topic.as_str()),
-            objective.name().replace('_', " ")
+            objective.name.replace('_', " ")
         ),
         sections: sections.into_iter().map(|(_, section)| section).collect(),
     }
@@ -149,7 +150,7 @@ impl<'r> Trial<'r> {
     }
 
     /// A value over epochs. Within an epoch a measurement stands where its records are in it.
-    fn curve(&self, objective: Objective) -> Vec<(f64, f64)> {
+    fn curve(&self, objective: &Objective) -> Vec<(f64, f64)> {
         let last = self.measurements.last().map_or(0, |measurement| measurement.epoch);
         let done = self.record.outcome.as_ref().map_or(last.saturating_sub(1), |outcome| outcome.epochs);
         let of_epochs = self.measurements.iter().filter(|measurement| measurement.epoch <= done);
@@ -177,12 +178,11 @@ struct Model<'r> {
 }
 
 impl<'r> Model<'r> {
-    fn new(name: &'r str, wanted: Objective, mut trials: Vec<Trial<'r>>) -> Self {
-        let has = |objective: Objective| {
+    fn new(name: &'r str, wanted: &Objective, mut trials: Vec<Trial<'r>>) -> Self {
+        let has = |objective: &Objective| {
             trials.iter().filter_map(|trial| trial.best).any(|best| objective.value(best).is_some())
         };
-        let objective = [wanted, Objective::ValidationLoss].into_iter().find(|objective| has(*objective));
-        let objective = objective.unwrap_or(Objective::Loss);
+        let objective = [wanted.clone(), Objective::default()].into_iter().find(has).unwrap_or_else(Objective::loss);
         trials.sort_by(|a, b| wanted.compare_best(a.best, b.best));
         let names: BTreeSet<&String> = trials.iter().flat_map(|trial| trial.parameters.keys()).collect();
         let differs = |name: &&&String| {
@@ -191,13 +191,13 @@ impl<'r> Model<'r> {
             values.any(|value| Some(value) != first)
         };
         let varied = names.iter().filter(differs).map(|name| (*name).clone()).collect();
-        Self { name, objective, has_objective: objective == wanted, trials, varied }
+        Self { name, has_objective: objective == *wanted, objective, trials, varied }
     }
 
     fn section(&self) -> (bool, Section) {
-        let mut panels = vec![self.curves(Objective::Loss), self.curves(Objective::ValidationLoss)];
-        if !matches!(self.objective, Objective::Loss | Objective::ValidationLoss) {
-            panels.push(self.curves(self.objective));
+        let mut panels = vec![self.curves(&Objective::loss()), self.curves(&Objective::default())];
+        if ![LOSS, VALIDATION_LOSS].contains(&self.objective.name.as_str()) {
+            panels.push(self.curves(&self.objective));
         }
         panels.push(self.best_so_far());
         panels.extend(self.varied.iter().map(|name| self.against(name)));
@@ -239,7 +239,7 @@ impl<'r> Model<'r> {
     }
 
     /// A panel of values of an objective. Losses that left the others far behind are drawn at its upper end.
-    fn panel(&self, title: String, x_title: String, x: Scale, objective: Objective, mut series: Vec<Series>) -> Panel {
+    fn panel(&self, title: String, x_title: String, x: Scale, objective: &Objective, mut series: Vec<Series>) -> Panel {
         let of_trials = series.iter().filter(|series| series.style != Style::Summary);
         let finite = |series: &Series| {
             let values = series.points.iter().map(|point| point.1).filter(|value| !value.is_nan());
@@ -249,7 +249,7 @@ impl<'r> Model<'r> {
         highest.sort_by(f64::total_cmp);
         let limit = highest.get(highest.len() / 2).map_or(f64::MAX, |median| median * BEYOND);
         let beyond = highest.iter().filter(|value| **value > limit).count();
-        let clips = objective.better(0.0, 1.0) && beyond > 0 && limit > 0.0;
+        let clips = objective.direction == Direction::Minimize && beyond > 0 && limit > 0.0;
         if clips {
             series.iter_mut().flat_map(|series| &mut series.points).for_each(|point| point.1 = point.1.min(limit));
         }
@@ -258,7 +258,7 @@ impl<'r> Model<'r> {
         Panel { title, x_title, x, x_ticks: Vec::new(), y, series }
     }
 
-    fn curves(&self, objective: Objective) -> Panel {
+    fn curves(&self, objective: &Objective) -> Panel {
         let series = self.series(Shape::Line, |trial| trial.curve(objective));
         let last = series.iter().flat_map(|series| &series.points).map(|point| point.0.ceil() as usize).max();
         let panel = self.panel(self.title(objective), "epoch".into(), Scale::Linear, objective, series);
@@ -299,9 +299,9 @@ impl<'r> Model<'r> {
             point.into_iter().collect()
         });
         series.push(Series { style: Style::Summary, shape: Shape::Steps, points: best });
-        let title = format!("best so far: {}", self.title(self.objective));
+        let title = format!("best so far: {}", self.title(&self.objective));
         let x_title = format!("time since the search's start ({unit})");
-        self.panel(title, x_title, Scale::Linear, self.objective, series)
+        self.panel(title, x_title, Scale::Linear, &self.objective, series)
     }
 
     /// The result of each trial against one of its parameters.
@@ -347,18 +347,18 @@ impl<'r> Model<'r> {
             }
             _ => Vec::new(),
         };
-        let panel = self.panel(self.title(self.objective), x_title, x, self.objective, series);
+        let panel = self.panel(self.title(&self.objective), x_title, x, &self.objective, series);
         Panel { x_ticks, ..panel }
     }
 
     /// What a value is, with its unit.
-    fn title(&self, objective: Objective) -> String {
-        let loss_unit = self.trials.first().map_or("", |trial| trial.record.model.task.loss());
-        match objective {
-            Objective::Loss => format!("training loss ({loss_unit})"),
-            Objective::ValidationLoss => format!("validation loss ({loss_unit})"),
-            Objective::ValidationAccuracy => "validation accuracy (share)".into(),
-            Objective::ValidationMacroF1 => "validation macro F1 (0 to 1)".into(),
+    fn title(&self, objective: &Objective) -> String {
+        let loss_unit = self.trials.first().map_or("", |trial| trial.record.task().loss());
+        let title = MEASURED.iter().find(|measured| measured.name == objective.name).map(|measured| measured.title);
+        match title {
+            Some(loss) if [LOSS, VALIDATION_LOSS].contains(&objective.name.as_str()) => format!("{loss} ({loss_unit})"),
+            Some(title) => title.to_owned(),
+            None => objective.name.replace('_', " "),
         }
     }
 }
@@ -400,7 +400,9 @@ fn rounded(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::output::{EndState, Outcome};
-    use crate::train::search::Search;
+    use crate::search::file::Search;
+    use crate::search::objective::VALIDATION_ACCURACY;
+    use crate::search::parameters::Configuration;
 
     /// A search that was run: grids of both models, one trial that diverged, one that still runs.
     fn search(trials: usize) -> Results {
@@ -413,9 +415,9 @@ mod tests {
             rates.join(", ")
         );
         let configurations = Search::parse(&text).unwrap().trials;
-        let record = |(number, configuration): (usize, crate::train::search::Configuration)| {
+        let record = |(number, configuration): (usize, Configuration)| {
             let trial = format!("s-{number:03}");
-            let classifier = configuration.model.task.needs_labels();
+            let classifier = configuration.parameters.task(configuration.model).needs_labels();
             let rate = configuration.parameters.learning_rate;
             let wave = ((number * 37) % 101) as f64 / 101.0;
             let measurement = |epoch: u64| {
@@ -427,10 +429,14 @@ mod tests {
                     epoch,
                     step: epoch * 57,
                     records: epoch * 3600,
-                    loss: Some(if diverged { 1e12 } else { 1.4 - 1.2 * progress + 0.1 * wave }),
-                    validation_loss: Some(1.4 - (0.7 + 0.2 * wave) * progress),
-                    validation_accuracy: classifier.then_some(0.4 + (0.3 + 0.1 * wave) * progress),
-                    validation_macro_f1: None,
+                    measured: [
+                        (LOSS, Some(if diverged { 1e12 } else { 1.4 - 1.2 * progress + 0.1 * wave })),
+                        (VALIDATION_LOSS, Some(1.4 - (0.7 + 0.2 * wave) * progress)),
+                        (VALIDATION_ACCURACY, classifier.then_some(0.4 + (0.3 + 0.1 * wave) * progress)),
+                    ]
+                    .into_iter()
+                    .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+                    .collect(),
                     learning_rate: rate,
                     gradient_norm: None,
                     records_per_second: None,
@@ -459,7 +465,7 @@ mod tests {
                 trials: trials as u32,
                 model: configuration.model,
                 parameters: configuration.parameters,
-                objective: Objective::ValidationAccuracy,
+                objective: Objective::named(VALIDATION_ACCURACY).unwrap(),
                 seed: 0,
                 topic: "features".into(),
                 range: BTreeMap::from([(0, (0, 4000))]),

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::Args;
 use futures::FutureExt;
 use tokio::signal::unix::{signal, Signal, SignalKind};
 use tokio_util::sync::CancellationToken;
 
 use super::{Environment, Result};
-use crate::topology::{Stage, Topology};
+use crate::stage::Spec;
+use crate::topology::{Topology, STAGES};
 
 /// Signals that are so close to each other count as one.
 const TOGETHER: Duration = Duration::from_secs(1);
@@ -21,8 +23,8 @@ Examples:
   sweepstream run --stage train --set train.parallel=8")]
 pub struct Arguments {
     /// Run only this stage; may be repeated [default: all]
-    #[arg(long, value_enum)]
-    stage: Vec<StageName>,
+    #[arg(long, value_parser = stages())]
+    stage: Vec<String>,
     /// Embed from the log's start when the group's offsets are gone and cannot be recovered
     #[arg(long)]
     from_start: bool,
@@ -31,28 +33,15 @@ pub struct Arguments {
     alongside: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum StageName {
-    Embed,
-    Train,
+fn stages() -> PossibleValuesParser {
+    PossibleValuesParser::new(STAGES.map(|stage| PossibleValue::new(stage.name).help(stage.about)))
 }
 
 pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
     environment.settings.embed.from_start |= arguments.from_start;
     environment.settings.embed.alongside |= arguments.alongside;
-    let mut stages: Vec<Stage> = arguments
-        .stage
-        .iter()
-        .map(|stage| match stage {
-            StageName::Embed => Stage::Embed,
-            StageName::Train => Stage::Train,
-        })
-        .collect();
-    if stages.is_empty() {
-        stages.extend(Stage::ALL);
-    }
-    stages.sort_unstable();
-    stages.dedup();
+    let is_wanted = |stage: &&Spec| arguments.stage.is_empty() || arguments.stage.iter().any(|name| name == stage.name);
+    let stages = STAGES.into_iter().filter(is_wanted).collect();
     let runtime = runtime()?;
     let signalled = runtime.block_on(async { signalled() })?;
     let topology = runtime.block_on(start(&environment, stages, &signalled))?;
@@ -72,7 +61,11 @@ pub fn run(mut environment: Environment, arguments: &Arguments) -> Result {
 
 /// Starts the stages. A signal that comes before they run ends the process at once: there is nothing to drain, and
 /// the cluster may be waited for at length.
-async fn start(environment: &Environment, stages: Vec<Stage>, signalled: &CancellationToken) -> Result<Topology> {
+async fn start(
+    environment: &Environment,
+    stages: Vec<&'static Spec>,
+    signalled: &CancellationToken,
+) -> Result<Topology> {
     let (settings, parts) = (environment.settings.clone(), environment.parts.clone());
     let starting = tokio::task::spawn_blocking(move || Topology::start(&settings, &parts, &stages));
     tokio::select! {

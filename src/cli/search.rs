@@ -14,10 +14,13 @@ use crate::config::Settings;
 use crate::kafka::groups::{Groups, Membership};
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::delete_groups;
-use crate::output::{EndState, Measurement, Objective};
+use crate::models::kind::Task;
+use crate::output::{EndState, Measurement};
+use crate::search::data::one_class;
+use crate::search::objective::{Objective, LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS, VALIDATION_MACRO_F1};
+use crate::search::parameters::summary;
 use crate::text::nearest;
 use crate::train::record::TrialRecord;
-use crate::train::search::{one_class, summary};
 use crate::train::start::start;
 use crate::train::store::{self, Stored, Want, Written};
 
@@ -231,7 +234,7 @@ struct Listed {
     trials: usize,
     ended: usize,
     created_ms: u64,
-    objective: &'static str,
+    objective: String,
     best: Option<f64>,
 }
 
@@ -241,7 +244,7 @@ fn searches(trials: &BTreeMap<String, Stored>) -> Vec<Listed> {
         by_search.entry(&stored.record.search).or_default().push(&stored.record);
     }
     let listed = |(search, records): (&str, Vec<&TrialRecord>)| {
-        let objective = records.first().map_or(Objective::Loss, |record| record.objective);
+        let objective = records.first().map_or_else(Objective::loss, |record| record.objective.clone());
         let outcomes = || records.iter().filter_map(|record| record.outcome.as_ref());
         let best = outcomes().filter_map(|outcome| outcome.best.as_ref()).min_by(|a, b| objective.compare(a, b));
         Listed {
@@ -249,8 +252,8 @@ fn searches(trials: &BTreeMap<String, Stored>) -> Vec<Listed> {
             trials: records.len(),
             ended: outcomes().count(),
             created_ms: records.iter().map(|record| record.created_ms).min().unwrap_or(0),
-            objective: objective.name(),
             best: best.and_then(|best| objective.value(best)),
+            objective: objective.name,
         }
     };
     let mut searches: Vec<Listed> = by_search.into_iter().map(listed).collect();
@@ -266,7 +269,7 @@ fn list(searches: &[Listed]) -> String {
                 search.search.clone(),
                 search.trials.to_string(),
                 search.ended.to_string(),
-                search.objective.to_owned(),
+                search.objective.clone(),
                 search.best.map_or_else(|| "-".into(), |best| format!("{best:.4}")),
             ]
         })
@@ -280,7 +283,7 @@ pub struct Leaderboard {
     /// Search id.
     pub search: String,
     /// What it goes by.
-    pub objective: &'static str,
+    pub objective: String,
     /// Records of the frozen range.
     pub records: u64,
     /// What to know before believing it.
@@ -344,9 +347,9 @@ pub fn results(settings: &Settings, id: &str) -> Result<Results> {
 /// As [`results`].
 pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
     let Results { trials } = results(settings, id)?;
-    let objective = trials.first().map_or(Objective::Loss, |(record, _)| record.objective);
+    let objective = trials.first().map_or_else(Objective::loss, |(record, _)| record.objective.clone());
     let records = trials.first().map_or(0, |(record, _)| record.range().records());
-    let classifier = trials.iter().find(|(record, _)| record.model.task.needs_labels());
+    let classifier = trials.iter().find(|(record, _)| record.task() == Task::Classification);
     let warnings = classifier.and_then(|(record, _)| one_class(record.labels.iter())).into_iter().collect();
     let mut trials: Vec<Entry> = trials
         .into_iter()
@@ -374,7 +377,7 @@ pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
     for (i, trial) in trials.iter_mut().enumerate() {
         trial.rank = i + 1;
     }
-    Ok(Leaderboard { search: id.to_owned(), objective: objective.name(), records, warnings, trials })
+    Ok(Leaderboard { search: id.to_owned(), objective: objective.name, records, warnings, trials })
 }
 
 impl Leaderboard {
@@ -396,10 +399,10 @@ impl Leaderboard {
                     parameter("batch_size"),
                     entry.state.to_owned(),
                     entry.epochs.to_string(),
-                    number(best.and_then(|best| best.validation_accuracy)),
-                    number(best.and_then(|best| best.validation_macro_f1)),
-                    number(best.and_then(|best| best.validation_loss)),
-                    number(best.and_then(|best| best.loss)),
+                    number(best.and_then(|best| best.value(VALIDATION_ACCURACY))),
+                    number(best.and_then(|best| best.value(VALIDATION_MACRO_F1))),
+                    number(best.and_then(|best| best.value(VALIDATION_LOSS))),
+                    number(best.and_then(|best| best.value(LOSS))),
                 ]
             })
             .collect();

@@ -10,9 +10,9 @@ use crate::config::Settings;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::transaction::TransactionalProducer;
 use crate::output::Key;
+use crate::search::parameters::summary;
 use crate::text::nearest;
 use crate::train::record::TrialRecord;
-use crate::train::search::summary;
 use crate::train::store::{self, Stored, Want, Written};
 
 #[derive(Debug, Args)]

@@ -16,8 +16,8 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio_util::sync::CancellationToken;
 
-use super::stage::{Context, Error, InFlight};
-use super::{recover, Chunk, Record};
+use super::context::{Context, Error};
+use super::{recover, Chunk, InFlight, Record};
 use crate::features::codec::{self, source_digest, DIGEST_HEADER, EMBEDDER_HEADER, SOURCE_HEADER, TRUNCATED_HEADER};
 use crate::input::{Invalid, LABEL_HEADER};
 use crate::kafka;

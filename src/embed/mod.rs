@@ -13,6 +13,7 @@
 
 pub mod batch;
 mod commit;
+pub mod context;
 pub mod model;
 mod recover;
 mod source;
@@ -20,9 +21,10 @@ pub mod stage;
 pub mod tokenize;
 mod writers;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use rdkafka::message::OwnedMessage;
 
 use crate::input::Invalid;
@@ -59,4 +61,27 @@ struct Chunk {
 struct BatchResult {
     indices: Vec<u32>,
     matrices: Result<Vec<Vec<u8>>, model::Error>,
+}
+
+/// A batch on its way to an inference thread.
+struct Job {
+    pub records: Arc<Vec<Record>>,
+    pub indices: Vec<u32>,
+    pub results: Sender<BatchResult>,
+}
+
+/// Chunks between source and commit.
+#[derive(Clone, Default)]
+struct InFlight(Arc<AtomicUsize>);
+
+impl InFlight {
+    pub fn enter(&self) {
+        let _ = self.0.fetch_add(1, Ordering::AcqRel);
+    }
+    pub fn leave(&self) {
+        let _ = self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
 }

@@ -17,7 +17,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Message};
 
-use super::stage::{Context, Error};
+use super::context::{Context, Error};
 use super::writers::{self, Mark};
 use crate::features::codec::{source_digest, DIGEST_HEADER, SOURCE_HEADER};
 use crate::kafka;

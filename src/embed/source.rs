@@ -11,9 +11,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::stage::{Context, Error, InFlight, Job};
+use super::context::{Context, Error};
 use super::tokenize::TextTokenizer;
-use super::{batch, recover, Chunk, Record, Text, CHUNKS_IN_FLIGHT};
+use super::{batch, recover, Chunk, InFlight, Job, Record, Text, CHUNKS_IN_FLIGHT};
 use crate::input::{self, Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
@@ -81,7 +81,7 @@ impl<'c> Source<'c> {
         if result.is_ok() && !self.failed.is_cancelled() {
             self.drain();
         }
-        self.context.status.embed().set_assigned(false);
+        self.context.own.set_assigned(false);
         result
     }
 
@@ -95,7 +95,7 @@ impl<'c> Source<'c> {
                 lag_measured = Instant::now();
                 self.check_partitions()?;
                 self.measure_lag();
-                self.context.status.embed().show_connected(self.member.connected(), "embed");
+                self.context.own.show_connected(self.member.connected());
             }
             if !busy {
                 self.wake.wait(IDLE);
@@ -141,7 +141,7 @@ impl<'c> Source<'c> {
                 tracing::info!(group = %self.context.settings.embed_group(), ?positions, owned = owned.len(), "assigned");
                 self.owned = owned;
                 self.has_begun |= !partitions.is_empty();
-                self.context.status.embed().set_assigned(true);
+                self.context.own.set_assigned(true);
             }
             Rebalance::Revoked(partitions) | Rebalance::Lost(partitions) => {
                 tracing::info!(group = %self.context.settings.embed_group(), ?partitions, "revoked");

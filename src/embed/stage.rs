@@ -1,111 +1,57 @@
 //! Starts the threads of the embed stage and ends them in data order.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{bounded, Receiver, Sender};
+use crossbeam_channel::{bounded, Receiver};
 use tokio_util::sync::CancellationToken;
 
 use super::commit::Committer;
+use super::context::{Context, Error};
 use super::model::{self, Embedder, Item, Model};
 use super::source::Source;
-use super::{BatchResult, Chunk, Record, CHUNKS_IN_FLIGHT};
+use super::{BatchResult, Chunk, InFlight, Job, CHUNKS_IN_FLIGHT};
 use crate::config::Settings;
 use crate::input::Invalid;
-use crate::kafka;
 use crate::kafka::client;
 use crate::kafka::consumer::{Member, Wake};
-use crate::kafka::topics::TopicSet;
-use crate::metrics::Metrics;
-use crate::status::Status;
+use crate::metrics::TransactionOutcome;
+use crate::parts::Parts;
+use crate::stage::{BoxFailure, Failure, Loaded, Spec, Stage};
 
-/// Why the stage ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Kafka.
-    #[error(transparent)]
-    Kafka(#[from] kafka::Error),
-    /// The model.
-    #[error(transparent)]
-    Model(#[from] model::Error),
-    /// Offsets of the group are gone and where it was cannot be known.
-    #[error("{0}")]
-    Position(String),
-    /// Another application writes to the same topics.
-    #[error("{0}")]
-    SecondWriter(String),
-    /// A text could not be tokenised.
-    #[error("{record}: the tokenizer failed: {message}")]
-    Tokenizer {
-        /// Topic, partition and offset.
-        record: String,
-        /// What it said.
-        message: String,
-    },
-    /// A thread of the stage ended without saying why.
-    #[error("the {0} thread of the embed stage ended early")]
-    Thread(&'static str),
+/// Texts → features.
+pub static EMBED: Spec = Spec { name: "embed", about: "texts → features", load };
+
+fn load(settings: &Settings, parts: &Parts) -> Result<Loaded, BoxFailure> {
+    let model = Model::load(parts, settings)?;
+    Ok(Loaded {
+        matrix_bytes_max: Some(model.matrix_bytes_max),
+        begin: Box::new(|context| {
+            tracing::info!(embedder = %model.embedder, dim = model.dim, sessions = model.sessions.len(), "embed stage starts");
+            Ok(Box::new(Embedding { context: Context::new(context), model }))
+        }),
+    })
 }
 
-impl Error {
-    /// Can the stage be built anew and go on?
-    pub fn passes(&self) -> bool {
-        matches!(self, Self::Kafka(error) if error.passes())
+impl Failure for model::Error {}
+
+struct Embedding {
+    context: Context,
+    model: Model,
+}
+
+impl Stage for Embedding {
+    fn run(&mut self) -> Result<(), BoxFailure> {
+        Ok(run(&self.context, &mut self.model)?)
     }
 
-    /// May Kafka just be away?
-    pub fn is_away(&self) -> bool {
-        matches!(self, Self::Kafka(error) if error.passes_by_itself())
+    fn committed(&self) -> u64 {
+        let transactions = &self.context.metrics.embed.transactions;
+        transactions.with_label_values(&[TransactionOutcome::Committed.label()]).get()
     }
 }
 
-/// What the stage works with.
-pub struct Context {
-    /// Settings of the process.
-    pub settings: Settings,
-    /// The topics as verified.
-    pub topics: TopicSet,
-    /// Where to count.
-    pub metrics: Metrics,
-    /// Where to report.
-    pub status: Status,
-    /// Of the stage in this process, however often it is built anew: each time ends what the last one left open.
-    pub transactional_id: String,
-    /// Kafka has undone a commit: offsets of ours are not to be believed without looking at the output.
-    pub undone: AtomicBool,
-    /// Cancelled to drain.
-    pub stop: CancellationToken,
-}
-
-/// A batch on its way to an inference thread.
-pub(super) struct Job {
-    pub records: Arc<Vec<Record>>,
-    pub indices: Vec<u32>,
-    pub results: Sender<BatchResult>,
-}
-
-/// Chunks between source and commit.
-#[derive(Clone, Default)]
-pub(super) struct InFlight(Arc<AtomicUsize>);
-
-impl InFlight {
-    pub fn enter(&self) {
-        let _ = self.0.fetch_add(1, Ordering::AcqRel);
-    }
-    pub fn leave(&self) {
-        let _ = self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// Runs the stage until it is stopped or fails. Blocks; belongs on a thread of its own.
-///
-/// # Errors
-/// The first failure that the stage could not mend by itself.
-pub fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
+fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
     let Model { sessions, tokenizer, embedder, .. } = model;
     for reason in Invalid::REASONS {
         // Every series exists from the start, so that a first dead letter is an increase.

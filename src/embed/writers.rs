@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::stage::{Context, Error};
+use super::context::{Context, Error};
 use crate::config::Settings;
 use crate::kafka;
 use crate::kafka::groups::{Groups, Membership};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::xxhash3_64::Hasher;
 
 use super::codec::{self, MatrixView};
+use super::window::number;
 use crate::text::shortened;
 
 /// A stretch of one partition.
@@ -144,7 +145,7 @@ pub struct RawRecord<'a> {
 }
 
 /// All labels of a range together: each trial carries them in its record, whose topic allows 1 MB by default.
-const LABELS_BYTES_MAX: usize = 512 * 1024;
+pub const LABELS_BYTES_MAX: usize = 512 * 1024;
 /// Several embedders are a mistake already; more than these are not remembered.
 const EMBEDDERS_MAX: usize = 16;
 
@@ -156,6 +157,10 @@ pub struct Survey {
     /// All labels, sorted by name: their places are the classes.
     pub labels: BTreeMap<String, u64>,
     label_bytes: usize,
+    /// The first label that is one too many for all to be classes.
+    pub first_beyond_classes: Option<(i32, i64)>,
+    /// The first label that is no number, and why.
+    pub first_no_number: Option<((i32, i64), String)>,
     /// Records without a label.
     pub unlabelled: u64,
     /// Where the first of them is.
@@ -209,7 +214,7 @@ impl Survey {
         self.rows_read += matrix.rows.min(rows_max) as u64;
         self.number_bytes = self.number_bytes.max(matrix.dtype.bytes());
         match record.label {
-            Some(label) => self.add_label(class_name(label)?)?,
+            Some(label) => self.add_label((partition, offset), class_name(label)?),
             None => {
                 self.unlabelled += 1;
                 let _ = self.first_unlabelled.get_or_insert((partition, offset));
@@ -224,20 +229,21 @@ impl Survey {
         Ok(())
     }
 
-    fn add_label(&mut self, label: &str) -> Result<(), String> {
+    /// Whether labels are what a trial needs depends on its task.
+    fn add_label(&mut self, place: (i32, i64), label: &str) {
+        if self.first_no_number.is_none() {
+            self.first_no_number = number(label).err().map(|why| (place, why));
+        }
         if let Some(count) = self.labels.get_mut(label) {
             *count += 1;
-            return Ok(());
+            return;
+        }
+        if self.label_bytes + label.len() > LABELS_BYTES_MAX {
+            let _ = self.first_beyond_classes.get_or_insert(place);
+            return;
         }
         self.label_bytes += label.len();
-        if self.label_bytes > LABELS_BYTES_MAX {
-            return Err(format!(
-                "with its label there are {} different ones of more than {LABELS_BYTES_MAX} bytes together; a label names a class, not a record",
-                self.labels.len() + 1
-            ));
-        }
         let _ = self.labels.insert(label.to_owned(), 1);
-        Ok(())
     }
 
     /// Records of all partitions.
@@ -327,10 +333,10 @@ mod tests {
             let label = format!("{long}{}", i / 2);
             let embedder = Some(label.as_bytes());
             let record = RawRecord { key: None, value: Some(&value), label: embedder, source: None, embedder };
-            survey.add((0, 0), record, 1, 0)
+            survey.add((0, i as i64), record, 1, 0)
         };
-        let refused = (0..).find_map(|i| add(i).err()).unwrap();
-        assert!(refused.contains("there are 53 different ones") && refused.len() < 300, "{refused}");
+        (0..300).for_each(|i| add(i).unwrap());
+        assert_eq!(survey.first_beyond_classes, Some((0, 104)));
         assert_eq!((survey.labels.len(), survey.labels.values().sum::<u64>()), (52, 104));
         assert!(survey.embedders.iter().map(String::len).sum::<usize>() < 10_000);
     }

@@ -14,14 +14,13 @@ use rdkafka::types::RDKafkaRespErr;
 use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
 use super::order::Merge;
 use super::range::{class_name, Digest, Identity, PartitionRange, Position, Range, RawRecord};
-use super::window::{Reading, Window};
+use super::window::{Reading, Target, Window};
 use crate::config::Settings;
 use crate::input::LABEL_HEADER;
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::error::is_remembered;
 use crate::kafka::headers::{self, NotText};
 use crate::kafka::{Error, Result};
-use crate::text::shortened;
 
 /// How long the broker may be silent before the wait is logged.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -269,20 +268,13 @@ impl Replay {
         self.digests[index].update(record.key, record.label, value);
         self.offsets[index] = offset + 1;
         let label = record.label.map(class_name).transpose().map_err(|why| unfit(&why))?;
-        let class = label.map(|label| self.class(label)).transpose().map_err(|what| self.changed(index, &what))?;
-        if class.is_some() || !self.reading.labelled_only {
+        let target = self.reading.labels.target(label).map_err(|what| self.changed(index, &what))?;
+        if target != Target::None || !self.reading.labelled_only {
             let identity = Identity { key: record.key, source: record.source, partition: place.partition, ordinal };
             let push = if self.reading.pooled { Window::push_mean } else { Window::push };
-            push(window, matrix, self.reading.rows_max, class, identity.is_validation(self.reading.validation));
+            push(window, matrix, self.reading.rows_max, target, identity.is_validation(self.reading.validation));
         }
         Ok(true)
-    }
-
-    /// Number of a label's class.
-    fn class(&self, label: &str) -> Result<u32, String> {
-        let place = self.reading.labels.binary_search_by(|known| known.as_str().cmp(label));
-        let place = place.map_err(|_| format!("no record had the label `{}`", shortened(label)))?;
-        u32::try_from(place).map_err(|error| error.to_string())
     }
 
     /// At the end of a pass every partition must have been what was captured.

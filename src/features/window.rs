@@ -1,6 +1,7 @@
 //! Consecutive records of a range, held as they came: ragged, in their own number format. Pure.
 
 use super::codec::{Dtype, MatrixView};
+use crate::text::shortened;
 
 /// How records become examples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,16 +14,65 @@ pub struct Reading {
     pub dim: usize,
     /// One in so many records is validation.
     pub validation: u32,
-    /// Sorted; a label's place is its class.
-    pub labels: Vec<String>,
+    /// What labels are to the model.
+    pub labels: Labels,
     /// Records without a label are left out.
     pub labelled_only: bool,
     /// Only the mean of a matrix's rows is kept, for models that read nothing else.
     pub pooled: bool,
 }
 
-/// A matrix and its class.
-pub type Record<'a> = (MatrixView<'a>, Option<u32>);
+/// What labels are to a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// Nothing.
+    Ignored,
+    /// Names of classes, sorted: a label's place is its class.
+    Classes(Vec<String>),
+    /// Numbers.
+    Numbers,
+}
+
+impl Labels {
+    /// What a model is to make of a record with this label.
+    ///
+    /// # Errors
+    /// Says why the label is not one of these.
+    pub fn target(&self, label: Option<&str>) -> Result<Target, String> {
+        match (self, label) {
+            (Self::Ignored, _) | (_, None) => Ok(Target::None),
+            (Self::Classes(classes), Some(label)) => {
+                let place = classes.binary_search_by(|known| known.as_str().cmp(label));
+                let place = place.map_err(|_| format!("no record had the label `{}`", shortened(label)))?;
+                u32::try_from(place).map(Target::Class).map_err(|error| error.to_string())
+            }
+            (Self::Numbers, Some(label)) => number(label).map(Target::Number),
+        }
+    }
+}
+
+/// The number that a label is.
+///
+/// # Errors
+/// Shows a label that is none, or none that `f32` can hold.
+pub fn number(label: &str) -> Result<f32, String> {
+    let number = label.parse::<f32>().ok().filter(|number| number.is_finite());
+    number.ok_or_else(|| format!("the label `{}` is no number", shortened(label)))
+}
+
+/// What a model is to make of a record.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// There is no label, or it means nothing to the model.
+    None,
+    /// Number of a class.
+    Class(u32),
+    /// A number.
+    Number(f32),
+}
+
+/// A matrix and what a model is to make of it.
+pub type Record<'a> = (MatrixView<'a>, Target);
 
 /// One record of a window.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +80,7 @@ struct Entry {
     dtype: Dtype,
     rows: usize,
     start: usize,
-    label: Option<u32>,
+    target: Target,
 }
 
 /// Records of one window of a range, in computed order. Its buffers are reused from window to window.
@@ -61,22 +111,22 @@ impl Window {
     }
 
     /// Adds a record; rows beyond `rows_max` are cut.
-    pub fn push(&mut self, matrix: MatrixView<'_>, rows_max: usize, label: Option<u32>, validation: bool) {
+    pub fn push(&mut self, matrix: MatrixView<'_>, rows_max: usize, target: Target, validation: bool) {
         let rows = matrix.rows.min(rows_max);
         let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.entries.push(Entry { dtype: matrix.dtype, rows, start: self.bytes.len(), label });
+        self.entries.push(Entry { dtype: matrix.dtype, rows, start: self.bytes.len(), target });
         self.bytes.extend_from_slice(&matrix.data[..rows * matrix.dim * matrix.dtype.bytes()]);
         if validation { &mut self.validation } else { &mut self.training }.push(place);
     }
 
     /// Adds the mean of a record's first `rows_max` rows, as a matrix of one row in `f32`. What a model makes of it is
     /// the same, bit for bit; the window holds a twentieth, and the record is read once while it is in cache.
-    pub fn push_mean(&mut self, matrix: MatrixView<'_>, rows_max: usize, label: Option<u32>, validation: bool) {
+    pub fn push_mean(&mut self, matrix: MatrixView<'_>, rows_max: usize, target: Target, validation: bool) {
         let mut mean = std::mem::take(&mut self.mean);
         mean.resize(matrix.dim, 0.0);
         matrix.mean(rows_max, &mut mean);
         let data = bytemuck::cast_slice(&mean);
-        self.push(MatrixView { dtype: Dtype::F32, rows: 1, dim: matrix.dim, data }, 1, label, validation);
+        self.push(MatrixView { dtype: Dtype::F32, rows: 1, dim: matrix.dim, data }, 1, target, validation);
         self.mean = mean;
     }
 
@@ -116,9 +166,9 @@ impl Window {
 
     /// The record at a place.
     pub fn record(&self, place: u32) -> Record<'_> {
-        let Entry { dtype, rows, start, label } = self.entries[place as usize];
+        let Entry { dtype, rows, start, target } = self.entries[place as usize];
         let end = start + rows * self.dim * dtype.bytes();
-        (MatrixView { dtype, rows, dim: self.dim, data: &self.bytes[start..end] }, label)
+        (MatrixView { dtype, rows, dim: self.dim, data: &self.bytes[start..end] }, target)
     }
 }
 
@@ -127,21 +177,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_label_is_what_the_task_makes_of_it() {
+        let classes = Labels::Classes(vec!["a".into(), "c".into()]);
+        assert_eq!(classes.target(Some("c")), Ok(Target::Class(1)));
+        assert_eq!(classes.target(Some("b")), Err("no record had the label `b`".into()));
+        assert_eq!(Labels::Numbers.target(Some("-2.5e1")), Ok(Target::Number(-25.0)));
+        for none in ["b", "", "1,5", "NaN", "inf", "1e39"] {
+            assert_eq!(Labels::Numbers.target(Some(none)), Err(format!("the label `{none}` is no number")));
+        }
+        assert_eq!(Labels::Ignored.target(Some("b")), Ok(Target::None));
+        assert_eq!((classes.target(None), Labels::Numbers.target(None)), (Ok(Target::None), Ok(Target::None)));
+    }
+
+    #[test]
     fn records_keep_their_order_format_label_and_split() {
         let halves: Vec<u8> = (0..12).collect();
         let singles: Vec<u8> = (100..116).collect();
         let mut window = Window::default();
         for round in 0..2 {
             window.clear(round, 2);
-            window.push(MatrixView { dtype: Dtype::F16, rows: 3, dim: 2, data: &halves }, 2, Some(1), false);
-            window.push(MatrixView { dtype: Dtype::F32, rows: 2, dim: 2, data: &singles }, 2, None, true);
-            window.push(MatrixView { dtype: Dtype::F16, rows: 3, dim: 2, data: &halves }, 9, Some(0), false);
+            window.push(MatrixView { dtype: Dtype::F16, rows: 3, dim: 2, data: &halves }, 2, Target::Class(1), false);
+            window.push(MatrixView { dtype: Dtype::F32, rows: 2, dim: 2, data: &singles }, 2, Target::None, true);
+            window.push(
+                MatrixView { dtype: Dtype::F16, rows: 3, dim: 2, data: &halves },
+                9,
+                Target::Number(0.5),
+                false,
+            );
             assert_eq!((window.index, window.records(), window.bytes()), (round, 3, 8 + 16 + 12));
             assert_eq!((window.training(), window.validation()), ([0, 2].as_slice(), [1].as_slice()));
             let (cut, label) = window.record(0);
-            assert_eq!((cut.rows, cut.dim, cut.data, label), (2, 2, &halves[..8], Some(1)));
+            assert_eq!((cut.rows, cut.dim, cut.data, label), (2, 2, &halves[..8], Target::Class(1)));
             let (single, label) = window.record(1);
-            assert_eq!((single.dtype, single.data, label), (Dtype::F32, singles.as_slice(), None));
+            assert_eq!((single.dtype, single.data, label), (Dtype::F32, singles.as_slice(), Target::None));
             assert_eq!(window.record(2).0.data, halves);
         }
     }
@@ -153,11 +221,11 @@ mod tests {
         let mut window = Window::default();
         window.clear(0, 2);
         let matrix = MatrixView { dtype: Dtype::F32, rows: 3, dim: 2, data: &values };
-        window.push_mean(matrix, 2, Some(4), false);
-        window.push(matrix, 3, None, false);
+        window.push_mean(matrix, 2, Target::Class(4), false);
+        window.push(matrix, 3, Target::None, false);
         let (mean, label) = window.record(0);
         let expected: Vec<u8> = [2.0_f32, 3.5].iter().flat_map(|value| value.to_le_bytes()).collect();
-        assert_eq!((mean.dtype, mean.rows, mean.data, label), (Dtype::F32, 1, expected.as_slice(), Some(4)));
+        assert_eq!((mean.dtype, mean.rows, mean.data, label), (Dtype::F32, 1, expected.as_slice(), Target::Class(4)));
         assert_eq!(window.record(1).0.data, values);
     }
 }

@@ -122,10 +122,8 @@ fn router(shown: Shown) -> Router {
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
-    for (stage, status) in [("embed", shown.status.embed()), ("train", shown.status.train())] {
-        if let Some(ready) = status.ready() {
-            shown.metrics.stages.ready.with_label_values(&[stage]).set(ready.into());
-        }
+    for (stage, status) in shown.status.stages() {
+        shown.metrics.stages.ready.with_label_values(&[stage]).set(status.ready().into());
     }
     match shown.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),

@@ -7,8 +7,6 @@ use crossbeam_channel::{bounded, RecvTimeoutError, Sender};
 use rustix::io::Errno;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
-use super::error::{Error, Result};
-
 /// What a command takes that asks Kafka something and ends: 24, of which some are open already.
 const COMMAND: usize = 32;
 
@@ -39,11 +37,11 @@ pub fn few(somebody_takes: &str, needed: u64) -> Option<String> {
 /// Makes sure that a command can have as many as it takes: with fewer it would wait for what nobody sends.
 ///
 /// # Errors
-/// [`Error::Descriptors`] names the limit and the way out.
-pub fn ensure() -> Result<()> {
+/// Names the limit and the way out.
+pub fn ensure() -> Result<(), String> {
     let pipes = (0..COMMAND / 2).map(|_| std::io::pipe());
     match pipes.collect::<std::io::Result<Vec<_>>>().map_err(|error| said(&error)) {
-        Err(Some(message)) => Err(Error::Descriptors(message)),
+        Err(Some(message)) => Err(message),
         Ok(_) | Err(None) => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ use super::parameters::layers;
 /// See the module.
 pub static KIND: Kind = Kind {
     name: "autoencoder",
-    task: Task::Reconstruction,
+    tasks: &[Task::Reconstruction],
     layout: Layout::Packed,
     about: "reconstructs the rows through a narrow middle",
     keys: &[

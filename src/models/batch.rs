@@ -18,9 +18,7 @@ use thiserror::Error;
 
 use super::tensors::edit;
 use crate::features::codec::MatrixView;
-
-/// A matrix and its class, if it has one.
-pub type Record<'a> = (MatrixView<'a>, Option<u32>);
+use crate::features::window::{Record, Target};
 
 /// Why records could not become a batch. Nothing has been changed when this is returned.
 #[derive(Debug, Error)]
@@ -86,8 +84,8 @@ pub struct InputSpec {
 pub struct Batch<'a> {
     /// Packed: slot `t` as `[n_t, D]`. Pooled: one slot, `[B, D]`.
     pub slots: Vec<Tensor>,
-    /// Classes, in the order of slot 0.
-    pub labels: &'a [Option<u32>],
+    /// What the model is to make of each record, in the order of slot 0.
+    pub targets: &'a [Target],
     /// For each place in slot 0 the record's position in what was given.
     pub order: &'a [usize],
     /// Rows read: the sum of the kept lengths.
@@ -108,7 +106,7 @@ pub struct Batcher {
     spec: InputSpec,
     buffer: Tensor,
     order: Vec<usize>,
-    labels: Vec<Option<u32>>,
+    targets: Vec<Target>,
     offsets: Vec<usize>,
 }
 
@@ -122,7 +120,7 @@ impl Batcher {
             spec,
             buffer: Tensor::zeros((0, spec.dim), DType::F32, &Device::Cpu)?,
             order: Vec::new(),
-            labels: Vec::new(),
+            targets: Vec::new(),
             offsets: Vec::new(),
         })
     }
@@ -139,11 +137,11 @@ impl Batcher {
             Layout::Pooled => self.pool(records)?,
             Layout::Packed => self.pack(records)?,
         };
-        self.labels.clear();
-        self.labels.extend(self.order.iter().map(|&i| records[i].1));
+        self.targets.clear();
+        self.targets.extend(self.order.iter().map(|&i| records[i].1));
         Ok(Batch {
             slots,
-            labels: &self.labels,
+            targets: &self.targets,
             order: &self.order,
             rows: records.iter().map(|(matrix, _)| self.kept(matrix)).sum(),
         })
@@ -259,7 +257,7 @@ pub mod samples {
 
         pub(crate) fn record(&self) -> Record<'_> {
             let Self { dtype, rows, dim, ref bytes, label } = *self;
-            (MatrixView { dtype, rows, dim, data: bytes }, label)
+            (MatrixView { dtype, rows, dim, data: bytes }, label.map_or(Target::None, Target::Class))
         }
     }
 
@@ -286,13 +284,13 @@ mod tests {
         Batcher::new(InputSpec { layout, rows_max, dim }).unwrap()
     }
 
-    /// Slots, labels, order, rows.
-    type Contents = (Vec<Vec<Vec<f32>>>, Vec<Option<u32>>, Vec<usize>, usize);
+    /// Slots, targets, order, rows.
+    type Contents = (Vec<Vec<Vec<f32>>>, Vec<Target>, Vec<usize>, usize);
 
     /// Everything in a batch, as plain values.
     fn contents(batch: &Batch<'_>) -> Contents {
         let slots = batch.slots.iter().map(|slot| slot.to_vec2().unwrap()).collect();
-        (slots, batch.labels.to_vec(), batch.order.to_vec(), batch.rows)
+        (slots, batch.targets.to_vec(), batch.order.to_vec(), batch.rows)
     }
 
     #[test]
@@ -306,7 +304,7 @@ mod tests {
             let batch = batcher.build(&records(&samples)).unwrap();
             let (slots, labels, order, rows) = contents(&batch);
             assert_eq!(slots, [[[1.0, 3.5], [0.25, -0.5]]]);
-            assert_eq!((labels, order, rows), (vec![Some(4), None], vec![0, 1], 4));
+            assert_eq!((labels, order, rows), (vec![Target::Class(4), Target::None], vec![0, 1], 4));
         }
     }
 
@@ -319,7 +317,7 @@ mod tests {
         let expected = [vec![[2.0], [6.0], [1.0], [5.0]], vec![[3.0], [7.0]], vec![[4.0], [8.0]]];
         assert_eq!(slots, expected);
         assert_eq!(order, [1, 3, 0, 2]);
-        assert_eq!(labels, [Some(1), Some(3), Some(0), Some(2)]);
+        assert_eq!(labels, [1, 3, 0, 2].map(Target::Class));
         assert_eq!(rows, 8);
     }
 
@@ -333,7 +331,7 @@ mod tests {
                 let view = MatrixView { dtype, rows: 3, dim, data: &shifted[1..] };
                 let mut batcher = batcher(Layout::Packed, 8, dim);
                 let (aligned, ..) = contents(&batcher.build(&[sample.record()]).unwrap());
-                let (unaligned, ..) = contents(&batcher.build(&[(view, None)]).unwrap());
+                let (unaligned, ..) = contents(&batcher.build(&[(view, Target::None)]).unwrap());
                 assert_eq!(aligned, unaligned);
                 let values: Vec<f32> = aligned.into_iter().flatten().flatten().collect();
                 let direct: Vec<f32> = match dtype {
@@ -368,7 +366,7 @@ mod tests {
     #[test]
     fn what_is_no_batch_is_refused() {
         let mut batcher = batcher(Layout::Packed, 8, 2);
-        let view = |rows, dim, data| (MatrixView { dtype: Dtype::F16, rows, dim, data }, None);
+        let view = |rows, dim, data| (MatrixView { dtype: Dtype::F16, rows, dim, data }, Target::None);
         let good = view(1, 2, &[0; 4]);
         assert!(matches!(batcher.build(&[]), Err(BatchError::Empty)));
         assert!(matches!(batcher.build(&[good, view(0, 2, &[])]), Err(BatchError::NoRows { record: 1 })));

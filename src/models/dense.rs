@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::batch::Batch;
 use super::error::ModelError;
-use super::kind::ModelSpec;
+use super::kind::{ModelSpec, Task};
 use super::loss;
 use super::model::{Model, Pass};
 use super::ops::{accumulate, add_bias, column_sums, product, relu, through_relu};
@@ -30,6 +30,20 @@ pub enum Head {
     Rows,
     /// One of the classes.
     Classes,
+    /// A number.
+    Number,
+}
+
+impl Head {
+    /// Of a model that learns that.
+    #[must_use]
+    pub fn of(task: Task) -> Self {
+        match task {
+            Task::Classification => Self::Classes,
+            Task::Regression => Self::Number,
+            Task::Reconstruction => Self::Rows,
+        }
+    }
 }
 
 /// The layers of one model.
@@ -60,6 +74,7 @@ impl Model for Dense {
         let (loss, outputs) = match self.head {
             Head::Rows => (loss::reconstruction(&mut residuals, batch, self.width)?, Vec::new()),
             Head::Classes => loss::cross_entropy(&mut residuals, batch, self.width)?,
+            Head::Number => loss::squared_error(&mut residuals, batch)?,
         };
         Ok(Pass::new(loss, outputs, move |sink| self.backward(batch, &hidden, &residuals, kept_scale, sink)))
     }
@@ -83,7 +98,7 @@ impl Dense {
         let layers = names.map(layer).collect::<Result<_, _>>()?;
         let width = match head {
             Head::Rows => spec.shape.dim,
-            Head::Classes => spec.shape.classes,
+            Head::Classes | Head::Number => spec.outputs(),
         };
         Ok(Self { parameters, layers, head, width, dropout: spec.share("dropout"), dim: spec.shape.dim })
     }

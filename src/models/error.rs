@@ -27,6 +27,14 @@ pub enum ModelError {
         /// Position in the batch.
         record: usize,
     },
+    /// A class where a number belongs, or a number where a class belongs.
+    #[error("record {record} of the batch is labelled with something else than {expected}")]
+    Target {
+        /// Position in the batch.
+        record: usize,
+        /// What the model learns.
+        expected: &'static str,
+    },
     /// A class that the model does not have.
     #[error("record {record} of the batch has label {label}, the model has {classes} classes")]
     Label {

@@ -16,10 +16,15 @@ use crate::text::{nearest, shortened};
 pub const WIDTHS_MAX: usize = 64;
 
 /// What a model learns, and so what a label means to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
+    #[serde(rename = "classify")]
     /// A label is one of a few classes. Loss: cross-entropy in nats, mean over the records.
     Classification,
+    #[serde(rename = "regress")]
+    /// A label is a number. Loss: squared error of the output, mean over the records.
+    Regression,
+    #[serde(rename = "reconstruct")]
     /// Labels are nothing to it. Loss: squared error, mean over the values of the rows that exist.
     Reconstruction,
 }
@@ -28,7 +33,17 @@ impl Task {
     /// Are records without a label of no use to it?
     #[must_use]
     pub fn needs_labels(self) -> bool {
-        self == Self::Classification
+        self != Self::Reconstruction
+    }
+
+    /// As in search files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Classification => "classify",
+            Self::Regression => "regress",
+            Self::Reconstruction => "reconstruct",
+        }
     }
 
     /// What its loss is, with the unit.
@@ -36,7 +51,7 @@ impl Task {
     pub fn loss(self) -> &'static str {
         match self {
             Self::Classification => "cross-entropy, nats",
-            Self::Reconstruction => "mean squared error",
+            Self::Regression | Self::Reconstruction => "mean squared error",
         }
     }
 }
@@ -89,6 +104,17 @@ impl fmt::Display for Value {
     }
 }
 
+impl Value {
+    /// As search files have it.
+    #[must_use]
+    pub fn toml(&self) -> String {
+        match self {
+            Self::Widths(widths) => format!("{widths:?}"),
+            value => value.to_string(),
+        }
+    }
+}
+
 impl Preset {
     /// The default.
     #[must_use]
@@ -120,11 +146,7 @@ impl Key {
             }
             _ => return Ok(()),
         };
-        let found = match value {
-            Value::Widths(widths) => shortened(&format!("{widths:?}")),
-            value => value.to_string(),
-        };
-        Err(ModelError::Setting { setting: self.name, expected, found })
+        Err(ModelError::Setting { setting: self.name, expected, found: shortened(&value.toml()) })
     }
 }
 
@@ -142,12 +164,15 @@ pub struct Shape {
     pub classes: usize,
 }
 
+/// Builds a model over parameters of its names and shapes.
+pub type Build = fn(&ModelSpec, Parameters) -> Result<Box<dyn Model>, ModelError>;
+
 /// A kind of model. All of them stand in [`super::registry`].
 pub struct Kind {
     /// As search files have it.
     pub name: &'static str,
-    /// What it learns.
-    pub task: Task,
+    /// What it can learn; the first unless the search says otherwise.
+    pub tasks: &'static [Task],
     /// How it reads its input.
     pub layout: Layout,
     /// What it does, for the reference: follows its name.
@@ -157,7 +182,7 @@ pub struct Kind {
     /// Its parameters, in any order; nothing if a size is beyond counting.
     pub parameters: fn(&ModelSpec) -> Option<Vec<ParameterSpec>>,
     /// The model over parameters of these names and shapes.
-    pub model: fn(&ModelSpec, Parameters) -> Result<Box<dyn Model>, ModelError>,
+    pub model: Build,
 }
 
 impl Kind {
@@ -209,6 +234,8 @@ impl Serialize for Kind {
 pub struct ModelSpec {
     /// Its kind.
     pub kind: &'static Kind,
+    /// What it learns: one of its kind's tasks.
+    pub task: Task,
     /// Its hyper-parameters.
     pub values: Values,
     /// Its input and output.
@@ -249,11 +276,12 @@ impl ModelSpec {
         InputSpec { layout: self.kind.layout, rows_max: self.shape.rows_max, dim: self.shape.dim }
     }
 
-    /// Number of classes; 0 for a model that learns none.
+    /// Values that it says of a record: one for each class, or one number, or none.
     #[must_use]
-    pub fn classes(&self) -> usize {
-        match self.kind.task {
+    pub fn outputs(&self) -> usize {
+        match self.task {
             Task::Classification => self.shape.classes,
+            Task::Regression => 1,
             Task::Reconstruction => 0,
         }
     }
@@ -282,7 +310,7 @@ impl ModelSpec {
                 key.check(value)?;
             }
         }
-        if self.kind.task == Task::Classification {
+        if self.task == Task::Classification {
             positive("classes", self.shape.classes)?;
         }
         let mut parameters = (self.kind.parameters)(self).ok_or(ModelError::Size)?;

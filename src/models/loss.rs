@@ -6,6 +6,7 @@ use super::batch::Batch;
 use super::error::ModelError;
 use super::ops::sum_of_squares;
 use super::tensors::{edit, read};
+use crate::features::window::Target;
 
 /// A loss before its division: `sum / weight`, so that losses of batches add up to that of the
 /// whole.
@@ -85,19 +86,53 @@ pub fn cross_entropy(
     Ok((Loss { sum, weight: records }, kept))
 }
 
+/// Squared error of the outputs `[B, 1]`, which become the gradient of its mean: 2 (output − number) / B. Returns the
+/// outputs as they were, too.
+///
+/// # Errors
+/// As [`numbers`].
+pub fn squared_error(outputs: &mut [Tensor], batch: &Batch<'_>) -> Result<(Loss, Vec<f32>), ModelError> {
+    let numbers = numbers(batch)?;
+    let (records, mut sum) = (numbers.len() as f64, 0.0);
+    let mut kept = Vec::with_capacity(numbers.len());
+    for output in outputs.iter() {
+        edit(output, |outputs| {
+            kept.extend_from_slice(outputs);
+            for (output, &number) in outputs.iter_mut().zip(&numbers) {
+                let error = f64::from(*output) - f64::from(number);
+                sum += error * error;
+                *output = (2.0 * error / records) as f32;
+            }
+        })?;
+    }
+    Ok((Loss { sum, weight: records }, kept))
+}
+
 /// The class of each record, in the order of [`Batch::order`].
 ///
 /// # Errors
 /// Names a record without a label, or whose label is no class.
 pub fn labels(batch: &Batch<'_>, classes: usize) -> Result<Vec<usize>, ModelError> {
-    let check = |(&label, &record): (&Option<u32>, &usize)| {
-        let label = label.ok_or(ModelError::NoLabel { record })?;
-        match usize::try_from(label) {
-            Ok(class) if class < classes => Ok(class),
-            _ => Err(ModelError::Label { record, label, classes }),
-        }
+    let check = |(target, &record): (&Target, &usize)| match *target {
+        Target::Class(label) if (label as usize) < classes => Ok(label as usize),
+        Target::Class(label) => Err(ModelError::Label { record, label, classes }),
+        Target::None => Err(ModelError::NoLabel { record }),
+        Target::Number(_) => Err(ModelError::Target { record, expected: "a class" }),
     };
-    batch.labels.iter().zip(batch.order).map(check).collect()
+    batch.targets.iter().zip(batch.order).map(check).collect()
+}
+
+/// The number of each record, in the order of [`Batch::order`].
+///
+/// # Errors
+/// Names a record without a label, or whose label is no number.
+pub fn numbers(batch: &Batch<'_>) -> Result<Vec<f32>, ModelError> {
+    let check = |(target, &record): (&Target, &usize)| match *target {
+        Target::Number(number) => Ok(number),
+        Target::None => Err(ModelError::NoLabel { record }),
+        Target::Class(_) => Err(ModelError::Target { record, expected: "a number" }),
+    };
+    batch.targets.iter().zip(batch.order).map(check).collect()
 }
 
 /// Position of the highest value, the first of equals.

@@ -1,6 +1,6 @@
-//! `mlp`: mean of the rows → `l1` (D → hidden) → ReLU → dropout → `l2` (hidden → classes). \[pure\]
+//! `mlp`: mean of the rows → `l1` (D → hidden) → ReLU → dropout → `l2` (hidden → classes, or one number). \[pure\]
 //!
-//! Loss: mean cross-entropy over the batch, natural logarithm.
+//! Loss: mean cross-entropy over the batch, natural logarithm; or, of numbers, mean squared error.
 
 use super::batch::Layout;
 use super::dense::{Dense, Head};
@@ -10,15 +10,15 @@ use super::parameters::layers;
 /// See the module.
 pub static KIND: Kind = Kind {
     name: "mlp",
-    task: Task::Classification,
+    tasks: &[Task::Classification, Task::Regression],
     layout: Layout::Pooled,
-    about: "classifies the mean row with one hidden layer",
+    about: "from the mean row through one hidden layer to a class or a number",
     keys: &[Key { name: "hidden", default: Preset::Count(128), help: "width of its hidden layer" }, DROPOUT],
     parameters: |spec| {
-        let widths = [spec.shape.dim, spec.count("hidden"), spec.shape.classes];
+        let widths = [spec.shape.dim, spec.count("hidden"), spec.outputs()];
         Some(layers(names(), &widths))
     },
-    model: |spec, parameters| Ok(Box::new(Dense::new(spec, parameters, names(), Head::Classes)?)),
+    model: |spec, parameters| Ok(Box::new(Dense::new(spec, parameters, names(), Head::of(spec.task))?)),
 };
 
 fn names() -> impl Iterator<Item = String> {

@@ -13,7 +13,8 @@ pub type Backward<'m> = Box<dyn FnOnce(&mut GradientSink<'_>) -> Result<(), Mode
 pub struct Pass<'m> {
     /// The batch's loss.
     pub loss: Loss,
-    /// Logits of each record, row by row in the order of [`Batch::order`]; empty if the model knows no classes.
+    /// What the model says of each record, row by row in the order of [`Batch::order`]: logits of the classes, or one
+    /// number; nothing of a reconstruction.
     pub outputs: Vec<f32>,
     /// Holds what the forward pass left, be it activations or a recorded graph.
     backward: Backward<'m>,

@@ -45,6 +45,7 @@ pub fn column_sums(rows: &Tensor) -> candle_core::Result<Tensor> {
     Tensor::from_vec(sums, width, &Device::Cpu)
 }
 
+/// Adds a bias to each row.
 pub fn add_bias(rows: &mut [f32], bias: &[f32]) {
     rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::kind::{Key, Kind};
 use super::{autoencoder, linear, mlp};
+use crate::text::one_of;
 
 /// In the order of the reference.
 pub static KINDS: [&Kind; 3] = [&autoencoder::KIND, &linear::KIND, &mlp::KIND];
@@ -43,7 +44,7 @@ pub fn keys() -> Vec<&'static Key> {
 
 impl<'de> Deserialize<'de> for &'static Kind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
+        let name = one_of(deserializer, &NAMES)?;
         find(&name).ok_or_else(|| D::Error::unknown_variant(&name, &NAMES))
     }
 }

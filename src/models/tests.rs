@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use super::batch::samples::{records, waves, Sample};
 use super::batch::{Batch, Batcher};
 use super::error::ModelError;
-use super::kind::{ModelSpec, Shape, Value};
+use super::kind::{ModelSpec, Shape, Task, Value};
 use super::loss::Loss;
 use super::model::Model;
 use super::ops::{product, relu};
@@ -14,22 +14,31 @@ use super::registry::{self, KINDS};
 use super::seed::{Generator, Purpose};
 use super::tensors::edit;
 use crate::features::codec::Dtype;
+use crate::features::window::{Record, Target};
 
 /// A model of this kind with these of its hyper-parameters, three classes, and defaults for the rest.
 pub fn spec<const N: usize>(kind: &str, values: [(&str, Value); N], rows_max: usize, dim: usize) -> ModelSpec {
     let kind = registry::find(kind).unwrap();
     let values = values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    ModelSpec { kind, values: kind.settle(values).unwrap(), shape: Shape { rows_max, dim, classes: 3 } }
+    ModelSpec {
+        kind,
+        task: kind.tasks[0],
+        values: kind.settle(values).unwrap(),
+        shape: Shape { rows_max, dim, classes: 3 },
+    }
 }
 
+/// A small `mlp`.
 pub fn mlp(dropout: f32) -> ModelSpec {
     spec("mlp", [("hidden", Value::Count(7)), ("dropout", Value::Share(dropout))], 6, 5)
 }
 
+/// A small `autoencoder`.
 pub fn autoencoder(dropout: f32) -> ModelSpec {
     spec("autoencoder", [("layers", Value::Widths(vec![9, 4])), ("dropout", Value::Share(dropout))], 6, 5)
 }
 
+/// A small `linear`.
 pub fn linear() -> ModelSpec {
     spec("linear", [], 6, 5)
 }
@@ -39,6 +48,21 @@ fn all() -> Vec<ModelSpec> {
     let all = vec![autoencoder(0.0), linear(), mlp(0.0)];
     assert_eq!(all.iter().map(|spec| spec.kind).collect::<Vec<_>>(), KINDS);
     all
+}
+
+/// Those that can learn numbers, doing so.
+fn regressing() -> Vec<ModelSpec> {
+    let can = |spec: &ModelSpec| spec.kind.tasks.contains(&Task::Regression);
+    all().into_iter().filter(can).map(|spec| ModelSpec { task: Task::Regression, ..spec }).collect()
+}
+
+/// Samples as a model of that task reads them: numbers stand for the classes.
+fn read_as<'s>(spec: &ModelSpec, samples: &'s [Sample]) -> Vec<Record<'s>> {
+    let target = |target| match target {
+        Target::Class(class) if spec.task == Task::Regression => Target::Number(0.75 * class as f32 - 1.0),
+        target => target,
+    };
+    records(samples).into_iter().map(|(matrix, of)| (matrix, target(of))).collect()
 }
 
 /// Those that drop activations.
@@ -82,11 +106,11 @@ fn gradients(model: &dyn Model, batch: &Batch<'_>) -> Vec<(Vec<f32>, Vec<u32>)> 
 
 #[test]
 fn every_element_gets_one_gradient_and_every_parameter_learns() {
-    for spec in [all(), dropping()].concat() {
+    for spec in [all(), regressing(), dropping()].concat() {
         let model = model(&spec);
         for lengths in [&[6, 2, 4, 6, 1, 3, 5, 2][..], &[2, 1, 3], &[1]] {
             let (samples, mut batcher) = (waves(Dtype::F32, lengths, 5), Batcher::new(spec.input()).unwrap());
-            let batch = batcher.build(&records(&samples)).unwrap();
+            let batch = batcher.build(&read_as(&spec, &samples)).unwrap();
             for (spec, (gradient, times)) in model.parameters().specs().iter().zip(gradients(model.as_ref(), &batch)) {
                 assert!(times.iter().all(|&times| times == 1), "{}", spec.name);
                 assert!(lengths.len() < 8 || gradient.iter().any(|&g| g != 0.0), "{} stays as it is", spec.name);
@@ -162,9 +186,9 @@ fn loss_and_gradients_are_those_of_candles_own_layers_and_autograd() {
 #[test]
 fn gradients_are_those_of_the_loss() {
     const STEP: f32 = 2e-3;
-    for spec in [all(), dropping()].concat() {
+    for spec in [all(), regressing(), dropping()].concat() {
         let (samples, mut batcher) = (waves(Dtype::F32, &[4, 2, 3, 1, 4, 3], 5), Batcher::new(spec.input()).unwrap());
-        let batch = batcher.build(&records(&samples)).unwrap();
+        let batch = batcher.build(&read_as(&spec, &samples)).unwrap();
         let model = model(&spec);
         for (place, (gradient, _)) in gradients(model.as_ref(), &batch).iter().enumerate() {
             let value = model.parameters().value(place);
@@ -191,11 +215,11 @@ fn gradients_are_those_of_the_loss() {
 
 #[test]
 fn cut_rows_and_neighbours_do_not_matter() {
-    for spec in all() {
+    for spec in [all(), regressing()].concat() {
         let model = model(&spec);
         let loss = |samples: &[Sample]| {
             let mut batcher = Batcher::new(spec.input()).unwrap();
-            let batch = batcher.build(&records(samples)).unwrap();
+            let batch = batcher.build(&read_as(&spec, samples)).unwrap();
             let pass = model.forward(&batch, None).unwrap();
             pass.loss
         };
@@ -268,6 +292,38 @@ fn labels_have_to_be_classes() {
     samples[1].label = Some(3);
     let batch = batcher.build(&records(&samples)).unwrap();
     assert!(matches!(model.forward(&batch, None), Err(ModelError::Label { record: 1, label: 3, classes: 3 })));
+}
+
+#[test]
+fn labels_have_to_be_numbers_where_numbers_are_learnt() {
+    for spec in regressing() {
+        let (model, mut samples) = (model(&spec), waves(Dtype::F32, &[1, 2, 3], 5));
+        let mut batcher = Batcher::new(spec.input()).unwrap();
+        let batch = batcher.build(&records(&samples)).unwrap();
+        let refused = model.forward(&batch, None).err().unwrap().to_string();
+        assert_eq!(refused, "record 0 of the batch is labelled with something else than a number");
+        samples[1].label = None;
+        let batch = batcher.build(&read_as(&spec, &samples)).unwrap();
+        assert!(matches!(model.forward(&batch, None), Err(ModelError::NoLabel { record: 1 })));
+    }
+}
+
+#[test]
+fn a_squared_error_is_the_mean_over_the_records() {
+    for spec in regressing() {
+        let (model, samples) = (model(&spec), waves(Dtype::F32, &[1, 2, 3, 6], 5));
+        let mut batcher = Batcher::new(spec.input()).unwrap();
+        let read = read_as(&spec, &samples);
+        let batch = batcher.build(&read).unwrap();
+        let pass = model.forward(&batch, None).unwrap();
+        assert_eq!(pass.outputs.len(), 4);
+        let error = |(&output, target): (&f32, &Target)| match *target {
+            Target::Number(number) => (f64::from(output) - f64::from(number)).powi(2),
+            other => panic!("{other:?}"),
+        };
+        let sum: f64 = pass.outputs.iter().zip(batch.targets).map(error).sum();
+        assert!((pass.loss.mean() - sum / 4.0).abs() < 1e-6, "{spec:?}");
+    }
 }
 
 #[test]

@@ -204,6 +204,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learn::fit::Fit;
     use crate::train::record::samples;
 
     fn sealed(blob: &[u8]) -> (TrialRecord, Manifest) {
@@ -284,5 +285,32 @@ mod tests {
         assert!(refused("chunks", u64::from(u32::MAX)).contains("cannot be"));
         assert!(refused("bytes", u64::MAX).contains("cannot be"));
         assert!(matches!(Manifest::parse(b"{"), Err(Error::Manifest(_))));
+    }
+
+    /// What version 0.1 wrote for two small trials, before models had a registry.
+    #[test]
+    fn what_was_stored_before_is_read_on() {
+        let kept = include_str!("../../tests/kept/0.1.json");
+        let kept: Vec<serde_json::Value> = serde_json::from_str(kept).unwrap();
+        assert_eq!(kept.len(), 2);
+        for kept in kept {
+            let written = |value: &serde_json::Value| value.to_string().into_bytes();
+            for state in ["started", "ended"] {
+                let record = TrialRecord::parse(&written(&kept[state])).unwrap();
+                let again: serde_json::Value = serde_json::from_slice(&record.to_json()).unwrap();
+                assert_eq!(again, kept[state], "written as it was");
+            }
+            let record = TrialRecord::parse(&written(&kept["ended"])).unwrap();
+            let measurement: Measurement = serde_json::from_value(kept["measurement"].clone()).unwrap();
+            assert_eq!(serde_json::to_value(&measurement).unwrap(), kept["measurement"]);
+            let manifest = Manifest::parse(&written(&kept["manifest"])).unwrap();
+            manifest.check_fits(&record).unwrap();
+            let hex = kept["chunk"].as_str().unwrap();
+            let chunk = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+            let blob = manifest.open(Slot::Zero, &[(0, chunk)].into()).unwrap();
+            let (model, optimizer) = (record.model_spec(), record.optimizer_spec());
+            let fit = Fit::restore(model, optimizer, record.seed, record.number, &blob).unwrap();
+            assert_eq!(Some(fit.weights_sha256().unwrap()), record.outcome.unwrap().weights_sha256);
+        }
     }
 }

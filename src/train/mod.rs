@@ -1,12 +1,10 @@
 //! The train stage: searches, trials, and the pool that runs them.
 
 pub mod checkpoint;
-pub mod fit;
-pub mod optimizer;
+pub mod context;
 pub mod pool;
 pub mod publish;
 pub mod record;
-pub mod search;
 pub mod start;
 pub mod store;
 pub mod trial;

@@ -17,22 +17,17 @@ use crossbeam_channel::{unbounded, Receiver, Sender};
 use fail::fail_point;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
-use tokio_util::sync::CancellationToken;
 
+use super::context::Context;
 use super::store::{self, Stored};
 use super::trial::{self, Control, End, Order};
-use super::turns::Turns;
-use crate::config::Settings;
-use crate::features::stream::Streams;
 use crate::kafka;
 use crate::kafka::client;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
 use crate::kafka::groups::{Groups, Membership};
-use crate::kafka::offsets::Watermarks;
-use crate::kafka::topics::TopicSet;
-use crate::metrics::Metrics;
+use crate::metrics::TransactionOutcome;
 use crate::output::EndState;
-use crate::status::Status;
+use crate::stage::{BoxFailure, Failure, Loaded, Spec, Stage};
 
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
@@ -54,68 +49,54 @@ pub enum Error {
     Thread(#[from] std::io::Error),
 }
 
-impl Error {
-    /// Can the stage be built anew and go on?
-    pub fn passes(&self) -> bool {
+impl Failure for Error {
+    fn kafka(&self) -> Option<&kafka::Error> {
         match self {
-            Self::Kafka(error) => error.passes(),
-            Self::Thread(_) => true,
+            Self::Kafka(error) => Some(error),
+            Self::Thread(_) => None,
         }
     }
 
-    /// May Kafka just be away?
-    pub fn is_away(&self) -> bool {
-        matches!(self, Self::Kafka(error) if error.passes_by_itself())
-    }
-}
-
-/// What the stage works with.
-pub struct Context {
-    /// Settings of the process.
-    pub settings: Settings,
-    /// The topics as verified.
-    pub topics: TopicSet,
-    /// Where to count.
-    pub metrics: Metrics,
-    /// Where to report.
-    pub status: Status,
-    /// Where topics end.
-    pub watermarks: Watermarks,
-    /// What trials read.
-    pub streams: Arc<Streams>,
-    /// Which trials compute.
-    pub turns: Turns,
-    /// Cancelled to drain.
-    pub stop: CancellationToken,
-}
-
-impl Context {
-    /// Trials of a pool share streams and turns.
-    ///
-    /// # Errors
-    /// When a client cannot be created from the settings.
-    pub fn new(
-        settings: Settings,
-        topics: TopicSet,
-        metrics: Metrics,
-        status: Status,
-        stop: CancellationToken,
-    ) -> kafka::Result<Self> {
-        let watermarks = Watermarks::new(&settings)?;
-        let streams = Streams::new(&settings, &metrics.train);
-        let turns = Turns::new(settings.train.threads());
-        Ok(Self { settings, topics, metrics, status, watermarks, streams, turns, stop })
+    fn passes(&self) -> bool {
+        self.kafka().is_none_or(kafka::Error::passes)
     }
 }
 
 /// Of the threads of trials; a thread that is not nice gets nine tenths of a core that both want.
 const NICENESS: i32 = 10;
 
-/// Runs the stage until it is stopped or fails. Blocks; belongs on a thread of its own.
-///
-/// # Errors
-/// What the stage could not mend by itself. Trials that failed are no failure of the stage.
-pub fn run(context: &Arc<Context>) -> Result<(), Error> {
+/// Trials → output.
+pub static TRAIN: Spec = Spec {
+    name: "train",
+    about: "trials → output",
+    load: |_, _| {
+        Ok(Loaded {
+            matrix_bytes_max: None,
+            begin: Box::new(|context| {
+                tracing::info!(threads = context.settings.train.threads(), "train stage starts");
+                Ok(Box::new(Training { context: Arc::new(Context::new(context).map_err(Error::from)?) }))
+            }),
+        })
+    },
+};
+
+struct Training {
+    context: Arc<Context>,
+}
+
+impl Stage for Training {
+    fn run(&mut self) -> Result<(), BoxFailure> {
+        Ok(run(&self.context)?)
+    }
+
+    fn committed(&self) -> u64 {
+        let transactions = &self.context.metrics.train.transactions;
+        transactions.with_label_values(&[TransactionOutcome::Committed.label()]).get()
+    }
+}
+
+/// Trials that failed are no failure of the stage.
+fn run(context: &Arc<Context>) -> Result<(), Error> {
     let wake = Wake::default();
     let config = client::group_member(&context.settings, &context.settings.train_group());
     let member = Member::join(&config, &context.topics.trials.name, wake.clone())?;
@@ -134,7 +115,7 @@ pub fn run(context: &Arc<Context>) -> Result<(), Error> {
     };
     let result = pool.work();
     pool.drain();
-    pool.context.status.train().set_assigned(false);
+    pool.context.own.set_assigned(false);
     result
 }
 
@@ -210,7 +191,7 @@ impl Pool<'_> {
                 train.records_per_second.set((records - measured.1) as f64 / elapsed.as_secs_f64());
                 measured = (Instant::now(), records);
                 self.check_partitions()?;
-                self.context.status.train().show_connected(self.member.connected(), "train");
+                self.context.own.show_connected(self.member.connected());
             }
             let mut busy = self.serve_group()?;
             busy |= self.take_records()?;
@@ -291,7 +272,7 @@ impl Pool<'_> {
                     let _ = self.owned.entry(partition).or_insert(Owned { assignment, caught_up: false });
                 }
                 tracing::info!(%group, new = partitions.len(), owned = self.owned.len(), "assigned");
-                self.context.status.train().set_assigned(true);
+                self.context.own.set_assigned(true);
             }
             Rebalance::Revoked(partitions) => {
                 tracing::info!(%group, partitions = partitions.len(), "revoked");
@@ -342,7 +323,7 @@ impl Pool<'_> {
         self.order(&chosen, order);
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
         while self.running.values().any(|running| chosen(running.partition)) {
-            self.context.status.train().go_round();
+            self.context.own.go_round();
             if Instant::now() >= deadline {
                 self.abandon(&chosen);
                 return;
@@ -413,16 +394,17 @@ impl Pool<'_> {
             }
         }
         let running = self.running.contains_key(id);
-        self.context.status.trial(id, |status| {
+        self.context.status.show_trial(id, |status| {
             status.search.clone_from(&record.search);
             status.number = record.number;
             status.model = record.model.name.into();
             status.epochs = record.parameters.epochs;
-            match &record.outcome {
-                Some(outcome) => status.state = outcome.state.name().into(),
-                None if !running => status.state = "waiting".into(),
-                None => {}
+            status.state = match &record.outcome {
+                Some(outcome) => outcome.state.name(),
+                None if running => "running",
+                None => "waiting",
             }
+            .into();
         });
     }
 
@@ -445,11 +427,12 @@ impl Pool<'_> {
             End::Outcome(outcome) => {
                 let best = outcome.best.as_ref().and_then(|best| {
                     let stored = self.trials.get(id)?;
-                    Some((stored.record.objective.name(), stored.record.objective.value(best)?))
+                    let objective = &stored.record.objective;
+                    Some((objective.name.clone(), objective.value(best)?))
                 });
                 tracing::info!(trial = %id, state = outcome.state.name(), reason = outcome.reason, epochs = outcome.epochs, best = ?best, "trial ended");
                 let _ = self.interrupted.remove(id);
-                self.context.status.trial(id, |status| status.state = outcome.state.name().into());
+                self.context.status.change_trial(id, |status| status.state = outcome.state.name().into());
                 // The record with the outcome is on its way back to us; until then it must not be started again.
                 if let Some(stored) = self.trials.get_mut(id) {
                     if stored.record.attempt == outcome.attempt {
@@ -459,7 +442,7 @@ impl Pool<'_> {
             }
             End::Yielded => {
                 let _ = self.interrupted.remove(id);
-                self.context.status.trial(id, |status| status.state = "waiting".into());
+                self.context.status.change_trial(id, |status| status.state = "waiting".into());
             }
             End::Interrupted(reason) => {
                 let times = self.interrupted.get(id).map_or(1, |interrupted| interrupted.times + 1);
@@ -467,7 +450,7 @@ impl Pool<'_> {
                 let pause = (self.context.settings.kafka.session_timeout * times).min(PAUSE_MAX);
                 tracing::warn!(trial = %id, reason, times, ?pause, "trial interrupted; it goes on from its last checkpoint if it is still ours");
                 let _ = self.interrupted.insert(id.to_owned(), Interrupted { times, until: Instant::now() + pause });
-                self.context.status.trial(id, |status| status.state = "waiting".into());
+                self.context.status.change_trial(id, |status| status.state = "waiting".into());
             }
         }
         if !self.trials.contains_key(id) {
@@ -514,7 +497,7 @@ impl Pool<'_> {
         if stored.record.stop {
             control.order(Order::Stop);
         }
-        self.context.status.trial(id, |status| status.state = "running".into());
+        self.context.status.change_trial(id, |status| status.state = "running".into());
         let (context, lease) = (Arc::clone(self.context), Arc::clone(self.member.lease()));
         let (ended, wake) = (self.ended.clone(), self.wake.clone());
         let (partition, attempt) = (stored.partition, stored.record.attempt);

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::OptimizerSpec;
-use super::search::Parameters;
 use crate::features::range::{PartitionRange, Range};
-use crate::features::window::Reading;
+use crate::features::window::{Labels, Reading};
+use crate::learn::optimizer::OptimizerSpec;
 use crate::models::batch::Layout;
-use crate::models::kind::{Kind, ModelSpec};
-use crate::output::{Objective, Outcome};
+use crate::models::kind::{Kind, ModelSpec, Task};
+use crate::output::Outcome;
+use crate::search::objective::Objective;
+use crate::search::parameters::Parameters;
 use crate::text::shortened;
 
 /// Changes whenever the same inputs would give other weights; a checkpoint of another version is refused.
@@ -129,10 +130,19 @@ impl TrialRecord {
             rows_max: self.rows_max,
             dim: self.dim,
             validation: self.parameters.validation,
-            labels: self.labels.clone(),
-            labelled_only: self.model.task.needs_labels(),
+            labels: match self.task() {
+                Task::Classification => Labels::Classes(self.labels.clone()),
+                Task::Regression => Labels::Numbers,
+                Task::Reconstruction => Labels::Ignored,
+            },
+            labelled_only: self.task().needs_labels(),
             pooled: self.model.layout == Layout::Pooled,
         }
+    }
+
+    /// What it learns.
+    pub fn task(&self) -> Task {
+        self.parameters.task(self.model)
     }
 
     /// The model it trains.

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{Manifest, Progress};
-use super::fit::FitError;
 use super::record::{TrialRecord, TRAINING_FORMAT};
-use super::search::{self, initial_state, Search};
 use super::store::{self, Written};
 use super::trial::now_ms;
 use crate::config::Settings;
@@ -14,7 +12,12 @@ use crate::features::survey;
 use crate::kafka;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::Declarations;
+use crate::learn::fit::{Fit, FitError};
+use crate::models::kind::Task;
 use crate::output::Slot;
+use crate::search::file::Search;
+use crate::search::parameters::Configuration;
+use crate::search::section;
 use crate::text::{nearest, shortened};
 
 /// Why a search did not start; nothing was written.
@@ -22,7 +25,7 @@ use crate::text::{nearest, shortened};
 pub enum Error {
     /// The file, or what it asks of the features.
     #[error(transparent)]
-    Search(#[from] search::Error),
+    Search(#[from] section::Error),
     /// Kafka.
     #[error(transparent)]
     Kafka(#[from] kafka::Error),
@@ -127,13 +130,13 @@ fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<Tri
             trials: u32::try_from(count).unwrap_or(u32::MAX),
             model: configuration.model,
             parameters: configuration.parameters.clone(),
-            objective: search.objective,
+            objective: search.objective.clone(),
             seed: search.seed,
             topic: range.topic.clone(),
             range: range.partitions.iter().map(|p| (place(p), (p.start, p.end))).collect(),
             records: range.partitions.iter().map(|p| (place(p), p.records)).collect(),
             digests: range.partitions.iter().map(|p| (place(p), p.digest.clone())).collect(),
-            labels: survey.labels.keys().cloned().collect(),
+            labels: classes(survey, configuration),
             rows_max: search.rows_max,
             dim: survey.dim,
             training_format: TRAINING_FORMAT,
@@ -146,12 +149,26 @@ fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<Tri
         .collect()
 }
 
+/// Labels that are classes. Records of trials that have none keep what labels there are, as ever: they are part of a
+/// trial's identity.
+fn classes(survey: &Survey, configuration: &Configuration) -> Vec<String> {
+    match configuration.parameters.task(configuration.model) {
+        Task::Regression => Vec::new(),
+        Task::Reconstruction if survey.first_beyond_classes.is_some() => Vec::new(),
+        Task::Classification | Task::Reconstruction => survey.labels.keys().cloned().collect(),
+    }
+}
+
 fn initial(record: &TrialRecord, file: &Path) -> Result<Vec<u8>, Error> {
     let (file, number) = (file.to_path_buf(), record.number);
     let weights = match std::fs::read(&file) {
         Ok(weights) => weights,
         Err(source) => return Err(Error::WeightsFile { file, number, source }),
     };
-    initial_state(record.model_spec(), record.optimizer_spec(), record.seed, record.number, &weights)
-        .map_err(|source| Error::Weights { file, number, source })
+    let state = || {
+        let mut fit = Fit::new(record.model_spec(), record.optimizer_spec(), record.seed, record.number)?;
+        fit.load_parameters(&weights)?;
+        fit.state()
+    };
+    state().map_err(|source| Error::Weights { file, number, source })
 }

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fail::fail_point;
 
 use super::checkpoint::{EpochSums, Manifest, Progress};
-use super::fit::{Evaluation, Fit, FitError};
-use super::pool::Context;
+use super::context::Context;
 use super::publish::{self, Background, Checkpoint, Pointer, Publication, Publisher};
 use super::record::{TrialRecord, TRAINING_FORMAT};
+use crate::learn::fit::{Fit, FitError};
+use crate::learn::scores::Evaluation;
 
 use super::store::{self, Stored, TrialOutput, Want, Written};
 use super::turns::Turn;
@@ -581,28 +582,27 @@ impl<'c> Training<'c> {
         let (sums, progress) = (&self.progress.sums, &self.progress);
         let (began, done_then) = self.epoch_began;
         let per_second = (sums.records - done_then.min(sums.records)) as f64 / began.elapsed().as_secs_f64().max(1e-9);
-        let classifier = self.record.model.task.needs_labels();
-        let validation = validation.filter(|validation| validation.records() > 0);
+        let loss = (sums.records > 0).then(|| ("loss".to_owned(), sums.loss / sums.records as f64));
+        let validated = validation.map_or_else(Vec::new, Evaluation::measured);
+        let validated = validated.into_iter().map(|(name, value)| (format!("validation_{name}"), value));
+        let measured = validated.chain(loss).collect();
         let measurement = Measurement {
             search: self.record.search.clone(),
             trial: self.record.trial.clone(),
             epoch: progress.epoch + 1,
             step: progress.step,
             records: progress.records,
-            loss: (sums.records > 0).then(|| sums.loss / sums.records as f64),
-            validation_loss: validation.and_then(Evaluation::loss),
-            validation_accuracy: validation.filter(|_| classifier).and_then(Evaluation::accuracy),
-            validation_macro_f1: validation.filter(|_| classifier).and_then(Evaluation::macro_f1),
+            measured,
             learning_rate: self.record.parameters.learning_rate,
             gradient_norm: (sums.steps > 0).then(|| sums.gradient_norm / sums.steps as f64),
             records_per_second: Some(per_second),
             time_ms: now_ms(),
         };
-        let objective = self.record.objective;
+        let objective = &self.record.objective;
         if self.progress.best.as_ref().is_none_or(|best| objective.compare(&measurement, best).is_lt()) {
             self.progress.best = Some(measurement.clone());
         }
-        self.context.status.trial(&self.record.trial, |status| {
+        self.context.status.change_trial(&self.record.trial, |status| {
             status.measurement = serde_json::to_value(&measurement).ok();
         });
         self.measurements.push(measurement);
@@ -679,7 +679,7 @@ impl<'c> Training<'c> {
         let total = self.range.records();
         let records = self.replay.ordinal();
         let (progress, loss) = (&self.progress, self.loss);
-        self.context.status.trial(trial, |status| {
+        self.context.status.change_trial(trial, |status| {
             status.epoch = progress.epoch;
             status.step = progress.step;
             status.records = records;

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
 use sweepstream::config::{InputFormat, Settings};
-use sweepstream::topology::Stage;
+use sweepstream::embed::stage::EMBED;
 
 use crate::support::{
     assert_one_verdict_each, assert_when_idle, committed, create_topics, embed, embed_more, get, produce, read,
@@ -80,7 +80,7 @@ fn embed_among_good(settings: &Settings, bad: &[Out], good: &str) -> Run {
     create_topics(settings);
     produce(settings, &settings.topics.texts, &records);
     let mut metrics = String::new();
-    run(settings, &[Stage::Embed], |topology| {
+    run(settings, &[&EMBED], |topology| {
         let (embedded, dead) = topology.status.verdicts();
         metrics = topology.metrics.text().unwrap();
         (embedded + dead) as usize >= records.len()
@@ -295,7 +295,7 @@ fn a_features_limit_lowered_under_load_costs_aborted_transactions_and_nothing_el
     produce(&settings, &settings.topics.texts, &texts);
     let mut lowered = false;
     let mut transactions = String::new();
-    run(&settings, &[Stage::Embed], |topology| {
+    run(&settings, &[&EMBED], |topology| {
         let (embedded, dead) = topology.status.verdicts();
         if embedded > 0 && !lowered {
             operator.alter(&settings.topics.features, "max.message.bytes", "12000");
@@ -328,7 +328,7 @@ fn limits_lowered_while_the_stage_runs_are_kept_to() {
         Out { value: Some(vec![0xff; 5_000]), ..Out::text("dead", "") }.to(0),
     ];
     let mut lowered = false;
-    run(&settings, &[Stage::Embed], |topology| {
+    run(&settings, &[&EMBED], |topology| {
         let ready = get(&topology.http_address().unwrap().to_string(), "/health/ready").0 == 200;
         if ready && !lowered {
             operator.alter(&settings.topics.features, "max.message.bytes", "3000");
@@ -404,7 +404,7 @@ fn headers_that_cannot_be_measured_are_left_out_when_the_record_is_too_large() {
     let operator = Operator::new(&settings);
     let large = [(b"\xff".as_slice(), [b'x'; 5_000].as_slice())];
     let mut lowered = false;
-    run(&settings, &[Stage::Embed], |topology| {
+    run(&settings, &[&EMBED], |topology| {
         if topology.status.ready() && !lowered {
             operator.alter(&settings.topics.dead_letters, "max.message.bytes", "3000");
             wire::produce(&settings, &settings.topics.texts, 0, &Raw { key: b"k", value: b"waves", headers: &large });

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
 use sweepstream::config::{InputFormat, MatrixDtype, Rows, Settings};
-use sweepstream::topology::Stage;
+use sweepstream::embed::stage::EMBED;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::support::{
@@ -93,7 +93,7 @@ fn reference() -> &'static Reference {
         records.push(Out::text("golden", golden()["text"].as_str().unwrap()));
         produce(&settings, &settings.topics.texts, &records);
         let mut metrics = String::new();
-        run(&settings, &[Stage::Embed], |topology| {
+        run(&settings, &[&EMBED], |topology| {
             let done = topology.status.verdicts().0 as usize == records.len();
             if done {
                 metrics = get(&topology.http_address().unwrap().to_string(), "/metrics").1;
@@ -308,7 +308,7 @@ fn lag_is_reported_for_each_partition_and_ends_at_zero() {
     producer.send(&settings.topics.texts, 0, &["phantom", "phantom"]);
     producer.send(&settings.topics.texts, 3, &["phantom"]);
     producer.abort();
-    run(&settings, &[Stage::Embed], |topology| {
+    run(&settings, &[&EMBED], |topology| {
         let metrics = topology.metrics.text().unwrap();
         (0..4).all(|partition| {
             let labels = format!("{{partition=\"{partition}\",topic=\"{}\"}}", settings.topics.texts);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
-use sweepstream::topology::Stage;
+use sweepstream::train::pool::TRAIN;
 
 use crate::lab::{assert_expected, Lab};
 use crate::support::{
@@ -31,7 +31,7 @@ fn after_its_offsets_have_expired_embed_goes_on_after_its_output_and_a_trial_aft
         "name = \"x\"\nseed = 5\nvalidation = 5\nwindow = 8\nbatch_size = 8\nmodel = \"mlp\"\nhidden = 4\nepochs = 200\ncheckpoint_every = 3",
     );
     let id = &search.trials[0].trial;
-    run(settings, &[Stage::Train], |topology| topology.status.trials().get(id).is_some_and(|trial| trial.step >= 20));
+    run(settings, &[&TRAIN], |topology| topology.status.trials().get(id).is_some_and(|trial| trial.step >= 20));
     assert!(lab.trial(id).unwrap().get("outcome").is_none(), "the trial is not over");
     let measured = lab.output().measurements(id).len();
 

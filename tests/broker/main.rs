@@ -20,6 +20,7 @@ mod processes;
 mod produce;
 mod python;
 mod range;
+mod regression;
 mod resume;
 mod retention;
 mod search;

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use sweepstream::config::Settings;
-use sweepstream::topology::{Stage, Topology};
+use sweepstream::embed::stage::EMBED;
+use sweepstream::topology::Topology;
 
 use crate::support::{
     assert_one_verdict_each, committed, create_topics, embed, embed_more, eventually, get, parts, produce, read, run,
     sentences, settings, sweepstream, In, Operator, Out, Process, Progress, Transactions,
 };
 
-const EMBED: [&str; 4] = ["run", "--stage=embed", "-s", "embed.sessions=1"];
+const RUN: [&str; 4] = ["run", "--stage=embed", "-s", "embed.sessions=1"];
 
 /// Sentences, and bad records as the last ones of partition 0.
 fn mixed(good: usize, bad: usize) -> Vec<Out> {
@@ -70,7 +71,7 @@ fn features_of_unknown_source_stop_the_stage_until_from_start_is_given() {
     create_topics(&settings);
     produce(&settings, &settings.topics.features, &[Out::text("foreign", "matrix").to(0)]);
     produce(&settings, &settings.topics.texts, &[Out::text("k", "waves").to(0)]);
-    let refused = sweepstream(&settings, &EMBED);
+    let refused = sweepstream(&settings, &RUN);
     assert_eq!(refused.code, 70, "{}", refused.stderr);
     assert!(refused.stderr.contains("--from-start") && refused.stderr.contains(&settings.topics.features));
     assert_eq!(read(&settings, &settings.topics.features).len(), 1);
@@ -87,7 +88,7 @@ fn texts_deleted_before_they_were_embedded_stop_the_stage_with_nothing_skipped()
     embed(&settings, &waves);
     produce(&settings, &settings.topics.texts, &waves);
     Operator::new(&settings).delete_records(&settings.topics.texts, 0, 15);
-    let stopped = sweepstream(&settings, &EMBED);
+    let stopped = sweepstream(&settings, &RUN);
     assert_eq!(stopped.code, 70, "{}", stopped.stderr);
     let expected = format!("{}/0: group `{}` committed offset 10", settings.topics.texts, settings.embed_group());
     assert!(stopped.stderr.contains(&expected) && stopped.stderr.contains("15..20"), "{}", stopped.stderr);
@@ -102,7 +103,7 @@ fn a_position_beyond_the_end_stops_the_stage() {
     create_topics(&settings);
     produce(&settings, &settings.topics.texts, &[Out::text("k", "waves").to(2)]);
     Operator::new(&settings).commit(&settings.embed_group(), &settings.topics.texts, 2, 100);
-    let stopped = sweepstream(&settings, &EMBED);
+    let stopped = sweepstream(&settings, &RUN);
     assert_eq!(stopped.code, 70, "{}", stopped.stderr);
     let expected = format!("{}/2: group `{}` committed offset 100", settings.topics.texts, settings.embed_group());
     assert!(stopped.stderr.contains(&expected) && stopped.stderr.contains("0..1"), "{}", stopped.stderr);
@@ -118,7 +119,7 @@ fn a_forgotten_group_whose_next_text_was_deleted_stops() {
     let operator = Operator::new(&settings);
     operator.delete_group(&settings.embed_group());
     operator.delete_records(&settings.topics.texts, 0, 6);
-    let stopped = sweepstream(&settings, &EMBED);
+    let stopped = sweepstream(&settings, &RUN);
     assert_eq!(stopped.code, 70, "{}", stopped.stderr);
     assert!(stopped.stderr.contains(&format!("{}/0", settings.topics.texts)), "{}", stopped.stderr);
     assert!(stopped.stderr.contains("deleted before they were embedded"), "{}", stopped.stderr);
@@ -135,7 +136,7 @@ fn an_open_transaction_of_a_predecessor_is_waited_for_and_the_stage_is_not_ready
     let predecessor = Transactions::new(&settings);
     predecessor.send(&settings.topics.features, 0, &["by", "the", "other", "one"]);
     predecessor.send_offset(&settings, &settings.embed_group(), &settings.topics.texts, 0, 4);
-    let topology = Topology::start(&settings, &parts(), &[Stage::Embed]).unwrap();
+    let topology = Topology::start(&settings, &parts(), &[&EMBED]).unwrap();
     let address = topology.http_address().unwrap().to_string();
     assert_eq!(get(&address, "/health/live").0, 200);
     assert_eq!(get(&address, "/health/ready").0, 503);
@@ -174,7 +175,7 @@ fn an_open_transaction_of_an_owner_that_died_is_ended_by_its_successor() {
 fn a_restart_with_nothing_new_writes_nothing() {
     let settings = settings("idle");
     embed(&settings, &sentences(5));
-    run(&settings, &[Stage::Embed], |topology| topology.status.ready());
+    run(&settings, &[&EMBED], |topology| topology.status.ready());
     assert_one_verdict_each(&settings);
 }
 
@@ -188,7 +189,7 @@ fn verses(word: &str, count: usize) -> Vec<Out> {
 fn assert_refused(settings: &Settings, why: &[&str]) {
     let topics = [&settings.topics.features, &settings.topics.dead_letters];
     let before = topics.map(|topic| read(settings, topic).len());
-    let refused = sweepstream(settings, &EMBED);
+    let refused = sweepstream(settings, &RUN);
     assert_eq!(refused.code, 70, "{}", refused.stderr);
     assert!(refused.stderr.contains(&format!("{}/0", settings.topics.texts)), "{}", refused.stderr);
     for part in why {
@@ -268,7 +269,7 @@ fn a_topic_that_is_recreated_and_refilled_under_a_running_stage_stops_it() {
     let settings = settings("new-running");
     create_topics(&settings);
     produce(&settings, &settings.topics.texts, &verses("waves", 10));
-    let mut process = Process::start(&settings, &EMBED);
+    let mut process = Process::start(&settings, &RUN);
     Progress::of(&settings).await_done(10);
     // Asleep, so that it does not happen to see the new topic while it is empty.
     process.signal("STOP");
@@ -301,7 +302,7 @@ fn a_partition_that_begins_late_and_has_no_output_yet_begins_there_again() {
     Operator::new(&settings).commit(&settings.embed_group(), &settings.topics.texts, 0, 6);
     // Starts that find nothing to do.
     for _ in 0..2 {
-        run(&settings, &[Stage::Embed], |topology| topology.status.ready());
+        run(&settings, &[&EMBED], |topology| topology.status.ready());
     }
     produce(&settings, &settings.topics.texts, &[Out::text("new", "tide").to(0)]);
     embed_more(&settings, 1);

@@ -56,7 +56,7 @@ fn await_written(settings: &Settings, more: i64) {
 /// Trains in this process until the trial has made some steps, then drains.
 fn train_a_little(lab: &Lab, search: &Started, steps: u64) {
     let id = &search.trials[0].trial;
-    crate::support::run(&lab.settings, &[sweepstream::topology::Stage::Train], |topology| {
+    crate::support::run(&lab.settings, &[&sweepstream::train::pool::TRAIN], |topology| {
         topology.status.trials().get(id).is_some_and(|trial| trial.step >= steps)
     });
     assert!(lab.trial(id).unwrap().get("outcome").is_none(), "the trial is not over");

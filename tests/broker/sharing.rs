@@ -8,7 +8,7 @@ use sweepstream::features::range::Range;
 use sweepstream::features::stream::{Follower, Read, Streams};
 use sweepstream::features::window::{Reading, Window};
 use sweepstream::metrics::Metrics;
-use sweepstream::topology::Stage;
+use sweepstream::train::pool::TRAIN;
 
 use crate::lab::{assert_expected, dealt, is_end, points, Lab};
 use crate::support::{self, committed, eventually, PATIENCE};
@@ -37,7 +37,7 @@ fn sixteen_trials_read_the_topic_about_once() {
     let search = lab.start(SEARCH);
     assert_eq!(search.trials.len(), 16);
     let (mut read, mut replayed) = (0, 0);
-    support::run(&lab.settings, &[Stage::Train], |topology| {
+    support::run(&lab.settings, &[&TRAIN], |topology| {
         let train = &topology.metrics.train;
         (read, replayed) = (train.records_read.get(), train.records.get());
         let states = topology.status.trials();

@@ -1,6 +1,6 @@
 //! features → trials → output.
 
-use sweepstream::topology::Stage;
+use sweepstream::train::pool::TRAIN;
 
 use crate::support::{embed, read, run, sentences, settings, sweepstream};
 
@@ -30,7 +30,7 @@ fn a_search_trains_every_trial_and_publishes_its_results() {
     let started = sweepstream(&settings, &["search", "start", file.to_str().unwrap()]);
     assert_eq!(started.code, 0, "{}", started.stderr);
     let id = started.stdout.trim().to_owned();
-    run(&settings, &[Stage::Train], |topology| {
+    run(&settings, &[&TRAIN], |topology| {
         let trials = topology.status.trials();
         trials.len() == 3 && trials.values().all(|trial| trial.state == "finished")
     });

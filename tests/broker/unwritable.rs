@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
-use sweepstream::topology::Stage;
+use sweepstream::train::pool::TRAIN;
 
 use crate::lab::Lab;
 use crate::support::{
@@ -164,7 +164,7 @@ fn a_terminal_that_goes_away_is_no_failure_either() {
         shown.push_str(&String::from_utf8_lossy(&bytes[..read]));
     }
     drop(controller);
-    run(&lab.settings, &[Stage::Train], |_| lab.has_ended(&search.trials[0].trial));
+    run(&lab.settings, &[&TRAIN], |_| lab.has_ended(&search.trials[0].trial));
     assert_eq!(waiting.wait().unwrap().code(), Some(0));
 }
 

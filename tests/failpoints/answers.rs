@@ -16,7 +16,7 @@ use rdkafka::ClientConfig;
 use sweepstream::config::Settings;
 use sweepstream::features::range::{PartitionRange, Position, Range};
 use sweepstream::features::replay::{Next, Replay};
-use sweepstream::features::window::{Reading, Window};
+use sweepstream::features::window::{Labels, Reading, Window};
 use sweepstream::kafka::offsets::{Extent, Watermarks};
 use sweepstream::kafka::transaction::{Outgoing, TransactionalProducer};
 use sweepstream::kafka::{Class, Error};
@@ -215,7 +215,7 @@ fn has_no_leader() {
         rows_max: 1,
         dim: 1,
         validation: 0,
-        labels: Vec::new(),
+        labels: Labels::Ignored,
         labelled_only: false,
         pooled: false,
     };

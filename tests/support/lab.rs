@@ -15,9 +15,10 @@ use serde_json::Value;
 use sweepstream::config::Settings;
 use sweepstream::features::codec;
 use sweepstream::features::window::Record;
+use sweepstream::learn::fit::Fit;
 use sweepstream::models::seed::{Generator, Purpose};
-use sweepstream::topology::{Stage, Topology};
-use sweepstream::train::fit::Fit;
+use sweepstream::topology::Topology;
+use sweepstream::train::pool::TRAIN;
 use sweepstream::train::record::TrialRecord;
 use sweepstream::train::start::{self, Started};
 
@@ -108,14 +109,14 @@ impl Lab {
 
     /// The train stage in this process.
     pub fn topology(&self) -> Topology {
-        Topology::start(&self.settings, &support::parts(), &[Stage::Train]).unwrap()
+        Topology::start(&self.settings, &support::parts(), &[&TRAIN]).unwrap()
     }
 
     /// Trains in this process until all trials of these searches have ended.
     #[track_caller]
     pub fn train(&self, searches: &[&Started]) {
         let ids: Vec<&String> = searches.iter().flat_map(|started| &started.trials).map(|trial| &trial.trial).collect();
-        support::run(&self.settings, &[Stage::Train], |topology| {
+        support::run(&self.settings, &[&TRAIN], |topology| {
             let states = topology.status.trials();
             ids.iter().all(|id| states.get(*id).is_some_and(|trial| is_end(&trial.state)))
         });
@@ -359,8 +360,8 @@ fn example<'o>(record: &TrialRecord, out: &'o Out) -> Record<'o> {
     view.rows = view.rows.min(record.rows_max);
     view.data = &view.data[..view.rows * view.dim * view.dtype.bytes()];
     let label = out.headers.iter().find(|(key, _)| key == "label").and_then(|(_, label)| label.as_deref());
-    let class = label.and_then(|label| record.labels.iter().position(|known| known.as_bytes() == label));
-    (view, class.and_then(|class| u32::try_from(class).ok()))
+    let label = label.map(|label| std::str::from_utf8(label).unwrap());
+    (view, record.reading().labels.target(label).unwrap())
 }
 
 /// Asserts that a trial came to what the oracle says, bit for bit.

@@ -25,10 +25,12 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::ClientConfig;
 use sweepstream::config::Settings;
+use sweepstream::embed::stage::EMBED;
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
 use sweepstream::kafka::topics::Declarations;
 use sweepstream::parts::Parts;
-use sweepstream::topology::{Stage, Topology};
+use sweepstream::stage::Spec;
+use sweepstream::topology::Topology;
 
 /// Longest that anything in a test may take, on a machine that is busy with other things, too: what takes longer hangs.
 /// What goes on meanwhile may take any time, see [`eventually_after`].
@@ -376,7 +378,7 @@ pub fn eventually_after(what: &str, mut done: impl FnMut() -> u64, mut condition
 }
 
 /// Runs stages in this process until `done`, then drains them.
-pub fn run(settings: &Settings, stages: &[Stage], mut done: impl FnMut(&Topology) -> bool) {
+pub fn run(settings: &Settings, stages: &[&'static Spec], mut done: impl FnMut(&Topology) -> bool) {
     let topology = Topology::start(settings, &parts(), stages).unwrap();
     let done = || {
         assert!(!topology.ended().is_cancelled(), "a stage ended by itself");
@@ -397,7 +399,7 @@ pub fn embed(settings: &Settings, records: &[Out]) {
     create_topics(settings);
     produce(settings, &settings.topics.texts, records);
     let count = records.len() as u64;
-    run(settings, &[Stage::Embed], |topology| {
+    run(settings, &[&EMBED], |topology| {
         let (embedded, dead) = topology.status.verdicts();
         embedded + dead >= count
     });
@@ -405,7 +407,7 @@ pub fn embed(settings: &Settings, records: &[Out]) {
 
 /// Runs the embed stage in this process until it has given this many verdicts.
 pub fn embed_more(settings: &Settings, verdicts: usize) {
-    run(settings, &[Stage::Embed], |topology| {
+    run(settings, &[&EMBED], |topology| {
         let (embedded, dead) = topology.status.verdicts();
         embedded + dead >= verdicts as u64
     });
@@ -519,9 +521,13 @@ impl Process {
     /// Waits until a line of standard error contains this text.
     #[track_caller]
     pub fn await_line(&self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
         let mut log = self.log.0.lock();
+        let (mut deadline, mut seen) = (Instant::now() + PATIENCE, log.lines.len());
         loop {
+            // Whoever says something goes on.
+            if log.lines.len() > seen {
+                (deadline, seen) = (Instant::now() + PATIENCE, log.lines.len());
+            }
             if let Some(line) = log.lines.iter().find(|line| line.contains(text)) {
                 return line.clone();
             }

@@ -1,0 +1,80 @@
+//! What the threads of the stage have in common, and why it ends.
+
+use std::sync::atomic::AtomicBool;
+
+use tokio_util::sync::CancellationToken;
+
+use super::model;
+use crate::config::Settings;
+use crate::kafka;
+use crate::kafka::topics::TopicSet;
+use crate::metrics::Metrics;
+use crate::stage::{self, Failure};
+use crate::status::{StageStatus, Status};
+
+/// Why the stage ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kafka.
+    #[error(transparent)]
+    Kafka(#[from] kafka::Error),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// Offsets of the group are gone and where it was cannot be known.
+    #[error("{0}")]
+    Position(String),
+    /// Another application writes to the same topics.
+    #[error("{0}")]
+    SecondWriter(String),
+    /// A text could not be tokenised.
+    #[error("{record}: the tokenizer failed: {message}")]
+    Tokenizer {
+        /// Topic, partition and offset.
+        record: String,
+        /// What it said.
+        message: String,
+    },
+    /// A thread of the stage ended without saying why.
+    #[error("the {0} thread of the embed stage ended early")]
+    Thread(&'static str),
+}
+
+impl Failure for Error {
+    fn kafka(&self) -> Option<&kafka::Error> {
+        match self {
+            Self::Kafka(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What the stage works with.
+pub struct Context {
+    /// Settings of the process.
+    pub settings: Settings,
+    /// The topics as verified.
+    pub topics: TopicSet,
+    /// Where to count.
+    pub metrics: Metrics,
+    /// Where to report verdicts.
+    pub status: Status,
+    /// Where to report that the stage is at work.
+    pub own: StageStatus,
+    /// Of the stage in this process, however often it is built anew: each time ends what the last one left open.
+    pub transactional_id: String,
+    /// Kafka has undone a commit: offsets of ours are not to be believed without looking at the output.
+    pub undone: AtomicBool,
+    /// Cancelled to drain.
+    pub stop: CancellationToken,
+}
+
+impl Context {
+    /// Of a stage of this process.
+    pub fn new(stage: stage::Context) -> Self {
+        let stage::Context { settings, topics, metrics, status, own, stop } = stage;
+        let instance = settings.kafka.group_instance_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let transactional_id = format!("{}.{instance}", settings.embed_group());
+        Self { settings, topics, metrics, status, own, transactional_id, undone: false.into(), stop }
+    }
+}

@@ -1,0 +1,276 @@
+//! One trial's training: steps, evaluation, and state that can be saved and taken up again.
+//! \[pure\]
+//!
+//! A [`Fit`] is a deterministic function of its spec, seed, trial number and the batches it is
+//! given: no clock, no generator that has to be carried along (see [`crate::models::seed`]), no thread.
+//! Stopped anywhere and restored from [`Fit::state`], it goes on bit for bit.
+//!
+//! **Precondition**: `RAYON_NUM_THREADS` is 1 in the process (set before any thread starts). Candle
+//! asks it at each product; without it every trial would spread over all processors. See
+//! [`crate::models`] for what bits depend on.
+
+use safetensors::tensor::SafeTensors;
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use super::optimizer::{Optimizer, OptimizerError, OptimizerSpec};
+use super::scores::Evaluation;
+use super::tensor_file::{self, FileError, Stored, Values};
+use crate::features::codec::Dtype;
+use crate::features::window::Record;
+use crate::models::batch::{BatchError, Batcher};
+use crate::models::error::ModelError;
+use crate::models::kind::{ModelSpec, Task};
+use crate::models::model::Model;
+use crate::models::parameters::ParameterSpec;
+use crate::models::seed::{Generator, Purpose};
+use crate::models::tensors::{edit, read};
+
+/// Name of the number of updates in a state.
+const UPDATES: &str = "counter/updates";
+
+/// What kept a trial from being set up, or from a step.
+#[derive(Debug, Error)]
+pub enum FitError {
+    /// Records that are no batch for this model. Nothing has changed.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// Settings, labels, or the computation.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Settings of the optimizer.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// Tensors that are not this trial's. Nothing has changed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The tensor library refused.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// The batch's mean loss before the update.
+    pub loss: f64,
+    /// Euclidean norm of the whole gradient, without weight decay; NaN if the loss is not finite.
+    pub gradient_norm: f64,
+    /// Records in the batch.
+    pub records: usize,
+}
+
+impl StepReport {
+    /// Whether the trial has left the numbers. After a loss that is not finite nothing was updated;
+    /// after a gradient that is not finite the parameters are spoilt.
+    #[must_use]
+    pub fn diverged(&self) -> bool {
+        !self.loss.is_finite() || !self.gradient_norm.is_finite()
+    }
+}
+
+/// A model in training.
+#[derive(Debug)]
+pub struct Fit {
+    model: Box<dyn Model>,
+    task: Task,
+    outputs: usize,
+    optimizer: Optimizer,
+    batcher: Batcher,
+    seed: u64,
+    trial: u32,
+}
+
+impl Fit {
+    /// A trial at its beginning: first weights from (`seed`, `trial`), no updates.
+    ///
+    /// # Errors
+    /// Settings out of range, by the names they have in a search file.
+    pub fn new(spec: ModelSpec, optimizer: OptimizerSpec, seed: u64, trial: u32) -> Result<Self, FitError> {
+        let (input, task, outputs) = (spec.input(), spec.task, spec.outputs());
+        let model = spec.build(&mut Generator::new(seed, trial, Purpose::Weights, 0, 0))?;
+        let sizes: Vec<usize> =
+            model.parameters().specs().iter().map(|parameter| parameter.shape.iter().product()).collect();
+        let optimizer = Optimizer::new(optimizer, &sizes)?;
+        Ok(Self { model, task, outputs, optimizer, batcher: Batcher::new(input)?, seed, trial })
+    }
+
+    /// A trial where [`Fit::state`] left it. Spec, seed and trial number are the caller's to keep.
+    ///
+    /// # Errors
+    /// As [`Fit::new`], and [`FileError`] for bytes that are not the state of this spec and
+    /// optimizer.
+    pub fn restore(
+        spec: ModelSpec,
+        optimizer: OptimizerSpec,
+        seed: u64,
+        trial: u32,
+        state: &[u8],
+    ) -> Result<Self, FitError> {
+        let mut fit = Self::new(spec, optimizer, seed, trial)?;
+        let file = SafeTensors::deserialize(state).map_err(FileError::from)?;
+        let found = tensor_file::check(&file, &fit.state_tensors())?;
+        for (place, parameter) in fit.model.parameters().specs().iter().enumerate() {
+            let bytes = tensor_file::data(&found, &parameter_name(&parameter.name));
+            edit(&fit.model.parameters().value(place), |values| Dtype::F32.read(bytes, values))?;
+            for (slot, slot_name) in optimizer.rule.slots().iter().enumerate() {
+                let bytes = tensor_file::data(&found, &slot_tensor_name(slot_name, &parameter.name));
+                Dtype::F32.read(bytes, fit.optimizer.state_mut(slot, place));
+            }
+        }
+        let updates = tensor_file::data(&found, UPDATES).iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+        fit.optimizer.set_updates(updates);
+        Ok(fit)
+    }
+
+    /// Starts from other weights (`initial_weights`): parameters under their plain names, `f32`. To
+    /// be called before the first step; the optimizer's state is not touched.
+    ///
+    /// # Errors
+    /// [`FileError`], with the names and shapes that are expected; the weights are then unchanged.
+    pub fn load_parameters(&mut self, bytes: &[u8]) -> Result<(), FitError> {
+        let file = SafeTensors::deserialize(bytes).map_err(FileError::from)?;
+        let found = tensor_file::check(&file, &self.parameter_tensors())?;
+        for (place, parameter) in self.model.parameters().specs().iter().enumerate() {
+            let bytes = tensor_file::data(&found, &parameter.name);
+            edit(&self.model.parameters().value(place), |values| Dtype::F32.read(bytes, values))?;
+        }
+        Ok(())
+    }
+
+    /// Learns from a batch. `epoch` and `step` (within the trial) choose the dropout masks.
+    ///
+    /// A loss that is not finite is reported and nothing is updated. After an error of the tensor
+    /// library the parameters may be half updated: drop the fit. After any other error nothing has
+    /// changed.
+    ///
+    /// # Errors
+    /// Records that are no batch, labels that are missing or unknown, and what the tensor library
+    /// says.
+    pub fn step(&mut self, records: &[Record<'_>], epoch: u64, step: u64) -> Result<StepReport, FitError> {
+        let batch = self.batcher.build(records)?;
+        let dropout = Generator::new(self.seed, self.trial, Purpose::Dropout, epoch, step);
+        let pass = self.model.forward(&batch, Some(dropout))?;
+        let (loss, records) = (pass.loss.mean(), batch.records());
+        if !loss.is_finite() {
+            return Ok(StepReport { loss, gradient_norm: f64::NAN, records });
+        }
+        let mut update = self.optimizer.begin();
+        pass.backward(&mut |place, values, gradient| update.apply(place, values, gradient))?;
+        Ok(StepReport { loss, gradient_norm: update.finish(), records })
+    }
+
+    /// An evaluation without records, for this model.
+    #[must_use]
+    pub fn evaluation(&self) -> Evaluation {
+        Evaluation::new(self.task, self.outputs)
+    }
+
+    /// Adds records to an evaluation that [`Fit::evaluation`] began; changes nothing else.
+    ///
+    /// # Errors
+    /// As [`Fit::step`].
+    pub fn evaluate(&mut self, records: &[Record<'_>], evaluation: &mut Evaluation) -> Result<(), FitError> {
+        let batch = self.batcher.build(records)?;
+        let pass = self.model.forward(&batch, None)?;
+        evaluation.add(pass.loss, &pass.outputs, batch.targets);
+        Ok(())
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &dyn Model {
+        self.model.as_ref()
+    }
+
+    /// Updates so far.
+    #[must_use]
+    pub fn updates(&self) -> u64 {
+        self.optimizer.updates()
+    }
+
+    /// Sets the learning rate from the next step on. It is not part of [`Fit::state`].
+    ///
+    /// # Errors
+    /// A rate that is negative or not finite; the old one is kept.
+    pub fn set_learning_rate(&mut self, learning_rate: f64) -> Result<(), FitError> {
+        Ok(self.optimizer.set_learning_rate(learning_rate)?)
+    }
+
+    /// All that [`Fit::restore`] needs, as safetensors: `parameter/<name>`,
+    /// `optimizer/<slot>/<name>` (slots: [`super::optimizer::Rule::slots`]) and `counter/updates`
+    /// (`u64`, shape `[1]`).
+    ///
+    /// Equal states give equal bytes: the file has no `__metadata__`; the counter comes first
+    /// (safetensors puts wider types first), the rest is sorted by name.
+    ///
+    /// # Errors
+    /// What safetensors or the tensor library says.
+    pub fn state(&self) -> Result<Vec<u8>, FitError> {
+        Ok(tensor_file::bytes(self.state_tensors())?)
+    }
+
+    /// The parameters alone, as safetensors under their plain names. The same weights give the same
+    /// bytes.
+    ///
+    /// # Errors
+    /// As [`Fit::state`].
+    pub fn parameters_safetensors(&self) -> Result<Vec<u8>, FitError> {
+        Ok(tensor_file::bytes(self.parameter_tensors())?)
+    }
+
+    /// Whether every parameter is a finite number.
+    ///
+    /// # Errors
+    /// What the tensor library says.
+    pub fn is_finite(&self) -> Result<bool, FitError> {
+        let parameters = self.model.parameters();
+        for place in 0..parameters.specs().len() {
+            if !read(&parameters.value(place), |values| values.iter().all(|value| value.is_finite()))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// SHA-256 of [`Fit::parameters_safetensors`], in lower-case hexadecimal digits.
+    ///
+    /// # Errors
+    /// As [`Fit::state`].
+    pub fn weights_sha256(&self) -> Result<String, FitError> {
+        let mut digest = Sha256::new();
+        tensor_file::emit(self.parameter_tensors(), &mut |bytes| digest.update(bytes))?;
+        Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn parameter_tensors(&self) -> Vec<(String, Stored<'_>)> {
+        let parameters = self.model.parameters();
+        let stored = |(place, spec): (usize, &'_ ParameterSpec)| {
+            (spec.name.clone(), Stored { shape: spec.shape.clone(), values: Values::Tensor(parameters.value(place)) })
+        };
+        parameters.specs().iter().enumerate().map(stored).collect()
+    }
+
+    fn state_tensors(&self) -> Vec<(String, Stored<'_>)> {
+        let mut tensors = vec![(UPDATES.into(), Stored { shape: vec![1], values: Values::Count(self.updates()) })];
+        for (place, (name, stored)) in self.parameter_tensors().into_iter().enumerate() {
+            for (slot, slot_name) in self.optimizer.spec().rule.slots().iter().enumerate() {
+                let values = Values::State(self.optimizer.state(slot, place));
+                tensors.push((slot_tensor_name(slot_name, &name), Stored { shape: stored.shape.clone(), values }));
+            }
+            tensors.push((parameter_name(&name), stored));
+        }
+        tensors
+    }
+}
+
+fn parameter_name(name: &str) -> String {
+    format!("parameter/{name}")
+}
+
+fn slot_tensor_name(slot: &str, name: &str) -> String {
+    format!("optimizer/{slot}/{name}")
+}
+
+#[cfg(test)]
+mod tests;

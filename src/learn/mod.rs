@@ -1,0 +1,6 @@
+//! What a trial drives: a model in training, its optimizer, its scores and its files. \[pure\]
+
+pub mod fit;
+pub mod optimizer;
+pub mod scores;
+pub mod tensor_file;

@@ -1,0 +1,138 @@
+//! A search and the features that it is to learn from. \[pure\]
+
+use super::file::{Search, Unlabelled};
+use super::objective::Objective;
+use super::section::Error;
+use crate::features::range::{Survey, LABELS_BYTES_MAX};
+use crate::models::kind::Task;
+use crate::text::shortened;
+
+/// Records of a shuffle window, unless their matrices are large.
+const WINDOW_RECORDS: u64 = 8192;
+/// Bytes of matrices that a default window holds, at most.
+const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
+
+impl Search {
+    /// Fits the search to the data: refuses what could not be trained and fills in the window.
+    ///
+    /// # Errors
+    /// Says what is missing in the data, and where.
+    pub fn fit_to(&mut self, topic: &str, survey: &Survey) -> Result<Vec<String>, Error> {
+        let mut warnings = Vec::new();
+        if survey.records() == 0 {
+            return Err(Error::Data(format!(
+                "topic `{topic}` holds no features; embed some texts first (`sweepstream run --stage embed`)"
+            )));
+        }
+        let learns = |task: Task| self.trials.iter().any(|trial| trial.parameters.task(trial.model) == task);
+        let (classifiers, regressors) = (learns(Task::Classification), learns(Task::Regression));
+        if (classifiers || regressors) && survey.unlabelled == survey.records() {
+            let what = if classifiers { "no classifier can be trained" } else { "no number can be learnt" };
+            return Err(Error::Data(format!("no record of topic `{topic}` has a `label` header, so {what}; label the texts, or train an autoencoder")));
+        }
+        if (classifiers || regressors) && survey.unlabelled > 0 && self.unlabelled == Unlabelled::Refuse {
+            let (partition, offset) = survey.first_unlabelled.unwrap_or_default();
+            let who = if classifiers { "classifiers" } else { "models" };
+            return Err(Error::Data(format!(
+                "{} of {} records of topic `{topic}` have no `label` header (the first at {topic}/{partition} offset {offset}); `unlabelled = \"skip\"` in the search file trains {who} without them",
+                survey.unlabelled, survey.records()
+            )));
+        }
+        if let (true, Some((partition, offset))) = (classifiers, survey.first_beyond_classes) {
+            return Err(Error::Data(format!(
+                "{topic}/{partition} offset {offset}: with its label there are {} different ones of more than {LABELS_BYTES_MAX} bytes together; a label names a class, not a record (`task = \"regress\"` learns numbers)",
+                survey.labels.len() + 1
+            )));
+        }
+        if let (true, Some(((partition, offset), why))) = (regressors, &survey.first_no_number) {
+            return Err(Error::Data(format!(
+                "{topic}/{partition} offset {offset}: {why}, and `task = \"regress\"` learns numbers; label the texts with numbers as `3.5` or `-2e3`"
+            )));
+        }
+        if let (true, Some(warning)) = (classifiers, one_class(survey.labels.keys())) {
+            warnings.push(warning);
+        }
+        if self.validation > 0 && survey.validation == 0 {
+            warnings.push(format!(
+                "no record falls into the validation split (1 in {}); there will be no validation values",
+                self.validation
+            ));
+        }
+        if survey.validation == survey.records() {
+            return Err(Error::Data(format!(
+                "all {} records of topic `{topic}` fall into the validation split; raise `validation` or set it to 0",
+                survey.records()
+            )));
+        }
+        if self.validation == 0 && self.objective != Objective::loss() {
+            warnings.push(format!(
+                "there is no validation split, so the leaderboard goes by loss instead of {}",
+                self.objective.name
+            ));
+        }
+        if survey.embedders.len() > 1 {
+            warnings.push(format!(
+                "topic `{topic}` mixes matrices of several embedders: {}",
+                shortened(&survey.embedders.iter().cloned().collect::<Vec<_>>().join(", "))
+            ));
+        }
+        let record_bytes = (survey.rows_read * (survey.dim * survey.number_bytes) as u64 / survey.records()).max(1);
+        let window = u32::try_from((WINDOW_BYTES / record_bytes).clamp(1, WINDOW_RECORDS)).unwrap_or(1);
+        for trial in &mut self.trials {
+            trial.parameters.window = self.window.unwrap_or(window);
+        }
+        Ok(warnings)
+    }
+}
+
+/// What to tell of a search for classes that has only one.
+pub fn one_class<'l>(mut labels: impl ExactSizeIterator<Item = &'l String>) -> Option<String> {
+    let label = labels.next().filter(|_| labels.len() == 0)?;
+    Some(format!(
+        "all labels are `{}`: with one class every classifier has an accuracy of 1.0, whatever it learns; give the texts the labels they should be told apart by",
+        shortened(label)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::codec::{self, Dtype};
+    use crate::features::range::RawRecord;
+
+    /// Two records with these labels.
+    fn survey(labels: [&str; 2]) -> Survey {
+        let mut survey = Survey::default();
+        let value = codec::encode(1, 1, &[0.0], Dtype::F16);
+        for (i, label) in labels.iter().enumerate() {
+            let label = Some(label.as_bytes());
+            let record = RawRecord { key: None, value: Some(&value), label, source: None, embedder: None };
+            survey.add((3, i as i64), record, 1, 0).unwrap();
+        }
+        survey
+    }
+
+    fn fit(search: &str, survey: &Survey) -> String {
+        let mut search = Search::parse(&format!("name = \"s\"\nvalidation = 0\n{search}")).unwrap();
+        search.fit_to("f", survey).map_or_else(|error| error.to_string(), |warnings| warnings.join("; "))
+    }
+
+    #[test]
+    fn labels_must_be_what_the_task_learns() {
+        let [words, numbers] = [survey(["sea", "1"]), survey(["0.5", "-2e3"])];
+        assert!(fit("model = \"mlp\"\nobjective = \"loss\"", &words).is_empty());
+        let refused = fit("model = \"mlp\"\ntask = \"regress\"", &words);
+        assert!(refused.starts_with("f/3 offset 0: the label `sea` is no number"), "{refused}");
+        assert!(fit("model = \"mlp\"\ntask = \"regress\"\nobjective = \"loss\"", &numbers).is_empty());
+    }
+
+    #[test]
+    fn labels_without_bound_are_no_classes_and_nothing_to_who_does_not_read_them() {
+        let long = "x".repeat(LABELS_BYTES_MAX);
+        let survey = survey(["a", &long]);
+        let refused = fit("model = \"mlp\"", &survey);
+        assert!(refused.contains("f/3 offset 1") && refused.contains("there are 2 different ones"), "{refused}");
+        assert!(refused.len() < 300, "{refused}");
+        assert!(fit("model = \"autoencoder\"\nobjective = \"loss\"", &survey).is_empty());
+    }
+}

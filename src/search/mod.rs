@@ -1,0 +1,8 @@
+//! Searches: what a file says, what its values span, what trials are compared by. \[pure\]
+
+pub mod data;
+pub mod file;
+pub mod objective;
+pub mod parameters;
+pub mod section;
+pub mod space;

@@ -1,0 +1,124 @@
+//! The hyper-parameters of a trial. \[pure\]
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::learn::optimizer::{OptimizerSpec, Rule};
+use crate::models::kind::{Kind, ModelSpec, Shape, Task, Value, Values};
+
+/// Which rule updates the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// AdamW.
+    AdamW,
+    /// SGD, with momentum if set.
+    Sgd,
+    /// RMSprop.
+    RmsProp,
+}
+
+/// The hyper-parameters of one trial, as they are stored with it.
+///
+/// Stored flat: a record has the model's own beside those of all trials, and [`Kind::settle`] tells what is neither.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// Passes over the training split.
+    pub epochs: u64,
+    /// Records of a step.
+    pub batch_size: u32,
+    /// Update rule.
+    pub optimizer: OptimizerName,
+    /// Step size.
+    pub learning_rate: f64,
+    /// Pull towards zero; the rule's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// SGD: share of the last step that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// Records are shuffled within windows.
+    pub shuffle: bool,
+    /// Steps between checkpoints within an epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every: Option<u64>,
+    /// One in so many records is validation; 0 for none.
+    pub validation: u32,
+    /// Records of a shuffle window.
+    pub window: u32,
+    /// What the model learns; the first of its kind's tasks when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// The model's own.
+    #[serde(flatten)]
+    pub own: Values,
+}
+
+/// One trial as the search file describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Configuration {
+    /// What it computes.
+    pub model: &'static Kind,
+    /// With which hyper-parameters.
+    pub parameters: Parameters,
+    /// File with the weights to start from.
+    pub initial_weights: Option<String>,
+}
+
+impl Parameters {
+    /// The model that these parameters describe.
+    pub fn model_spec(&self, kind: &'static Kind, rows_max: usize, dim: usize, classes: usize) -> ModelSpec {
+        ModelSpec { kind, task: self.task(kind), values: self.own.clone(), shape: Shape { rows_max, dim, classes } }
+    }
+
+    /// What a model of this kind learns.
+    pub fn task(&self, kind: &Kind) -> Task {
+        self.task.unwrap_or(kind.tasks[0])
+    }
+
+    /// The optimizer that these parameters describe.
+    pub fn optimizer_spec(&self) -> OptimizerSpec {
+        let rule = match self.optimizer {
+            OptimizerName::AdamW => Rule::ADAMW,
+            OptimizerName::Sgd => Rule::Sgd { momentum: self.momentum.unwrap_or(0.0) },
+            OptimizerName::RmsProp => Rule::RMSPROP,
+        };
+        let weight_decay = self.weight_decay.unwrap_or_else(|| rule.default_weight_decay());
+        OptimizerSpec { rule, learning_rate: self.learning_rate, weight_decay }
+    }
+}
+
+/// A number as people would write it.
+fn number(value: f64) -> String {
+    if (1e-4..1e4).contains(&value.abs()) {
+        value.to_string()
+    } else {
+        format!("{value:e}")
+    }
+}
+
+/// A short summary of what distinguishes a trial, for tables: sizes of the model are its `shape`.
+pub fn summary(model: &'static Kind, parameters: &Parameters) -> BTreeMap<&'static str, String> {
+    let mut summary = BTreeMap::from([
+        ("model", model.name.to_owned()),
+        ("learning_rate", number(parameters.learning_rate)),
+        ("batch_size", parameters.batch_size.to_string()),
+        ("optimizer", format!("{:?}", parameters.optimizer).to_lowercase()),
+    ]);
+    if let Some(task) = parameters.task {
+        drop(summary.insert("task", task.name().to_owned()));
+    }
+    let mut sizes = Vec::new();
+    for key in model.keys {
+        match parameters.own.get(key.name) {
+            Some(size @ (Value::Count(_) | Value::Widths(_))) => sizes.push(size.to_string()),
+            Some(value) if *value != key.default.value() => drop(summary.insert(key.name, value.to_string())),
+            _ => {}
+        }
+    }
+    if !sizes.is_empty() {
+        drop(summary.insert("shape", sizes.join("/")));
+    }
+    summary
+}
