@@ -55,7 +55,7 @@ impl Evaluation {
         self.records += targets.len() as u64;
         for (logits, target) in outputs.chunks_exact(self.classes.len().max(1)).zip(targets) {
             if let Target::Class(class) = *target {
-                self.count(most(logits) as u32, Some(class));
+                self.count(most(logits) as u32, class);
             }
         }
     }
@@ -124,12 +124,12 @@ impl Evaluation {
         all.filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
-    fn count(&mut self, prediction: u32, label: Option<u32>) {
+    fn count(&mut self, prediction: u32, label: u32) {
         if let Some(class) = self.classes.get_mut(prediction as usize) {
             class.predicted += 1;
-            class.correct += u64::from(label == Some(prediction));
+            class.correct += u64::from(label == prediction);
         }
-        if let Some(class) = label.and_then(|label| self.classes.get_mut(label as usize)) {
+        if let Some(class) = self.classes.get_mut(label as usize) {
             class.labelled += 1;
         }
     }
@@ -148,7 +148,7 @@ mod tests {
         let scores = |pairs: &[(u32, u32)], classes| {
             let mut evaluation = Evaluation::new(Task::Classification, classes);
             for &(label, prediction) in pairs {
-                evaluation.count(prediction, Some(label));
+                evaluation.count(prediction, label);
                 evaluation.records += 1;
             }
             (evaluation.accuracy().unwrap(), evaluation.macro_f1().unwrap())

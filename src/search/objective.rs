@@ -93,7 +93,11 @@ impl Objective {
     /// Is the first value the better one?
     #[must_use]
     pub fn better(&self, a: f64, b: f64) -> bool {
-        self.order(a, b).is_lt()
+        // A value that is no number is never the better one.
+        match self.direction {
+            Direction::Minimize => a < b,
+            Direction::Maximize => a > b,
+        }
     }
 
     fn order(&self, a: f64, b: f64) -> Ordering {
