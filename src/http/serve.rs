@@ -14,6 +14,7 @@ use hyper::service::{service_fn, Service};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -60,15 +61,23 @@ pub async fn serve(listener: TcpListener, app: Router, stopped: CancellationToke
                 open.push(Open { until, task });
             }
             Err(error) => {
-                // No descriptor is left, most likely: what waits to be accepted is worth more than who does not ask.
-                tracing::debug!(%error, "the HTTP endpoint cannot accept a connection");
-                end_one(&mut open);
+                // No descriptor is left, most likely: who waits to be accepted is worth more than who does not ask.
+                // The system says so also where nobody waits; then whoever was accepted last is not ended for it.
+                if someone_waits(&listener) {
+                    tracing::debug!(%error, "the HTTP endpoint cannot accept a connection");
+                    end_one(&mut open);
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     drop(listener);
     while tasks.join_next().await.is_some() {}
+}
+
+fn someone_waits(listener: &TcpListener) -> bool {
+    let mut asked = [PollFd::new(listener, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Ends the connection whose time would be over first: one that never asked rather than one that asks now and then.

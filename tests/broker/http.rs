@@ -1,12 +1,15 @@
 //! Connections to the HTTP endpoint that cost something and ask nothing.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use sweepstream::kafka::descriptors;
+use rustix::process::{prlimit, Pid, Resource, Rlimit};
+use sweepstream::kafka::descriptors::raise;
 
-use crate::support::{command, eventually, get, settings, Process, PATIENCE};
+use crate::descriptors::limited;
+use crate::support::{command, eventually, get, settings, try_get, Process, PATIENCE};
 
 fn start(name: &str) -> (Process, String) {
     let process = Process::start(&settings(name), &["run", "--stage=train", "-s", "http.address=127.0.0.1:0"]);
@@ -80,7 +83,7 @@ fn who_sends_nothing_or_too_slowly_or_never_reads_is_let_go() {
 
 #[test]
 fn a_thousand_connections_keep_nobody_from_health_nor_a_scraper_from_its_connection() {
-    descriptors::raise();
+    raise();
     let (process, address) = start("http-many");
     let mut scraper = connect(&address);
     assert!(ask(&mut scraper).starts_with("HTTP/1.1 200"));
@@ -108,13 +111,40 @@ fn a_thousand_connections_keep_nobody_from_health_nor_a_scraper_from_its_connect
 fn health_is_served_when_connections_take_all_descriptors() {
     let settings = settings("http-few");
     let run = command(&settings, &["run", "--stage=train", "-s", "http.address=127.0.0.1:0"]);
-    let process = Process::spawn(crate::descriptors::limited(&run, 90));
+    let process = Process::spawn(limited(&run, 100));
     let address = process.http_address();
-    eventually("it is ready", || get(&address, "/health/ready").0 == 200);
+    eventually("it is ready", || try_get(&address, "/health/ready").is_ok_and(|(code, _)| code == 200));
     let connections: Vec<TcpStream> = (0..200).map(|_| connect(&address)).collect();
     for _ in 0..10 {
         assert_eq!(get(&address, "/health/ready").0, 200);
     }
     drop(connections);
+    stop(process);
+}
+
+#[test]
+fn who_takes_the_last_descriptor_is_answered() {
+    let (process, address) = start("http-last");
+    eventually("it is ready", || get(&address, "/health/ready").0 == 200);
+    let id = process.child.id();
+    let taken = || -> BTreeSet<u64> {
+        let entries = std::fs::read_dir(format!("/proc/{id}/fd")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+    };
+    let mut before = BTreeSet::new();
+    eventually("descriptors neither come nor go", || {
+        let now = taken();
+        std::mem::replace(&mut before, now.clone()) == now
+    });
+    // A limit is one of numbers: below it, a single one is free.
+    let mut free = (0..).filter(|number| !before.contains(number));
+    let (last, limit) = (free.next().unwrap(), free.next());
+    let limit = Rlimit { current: limit, maximum: limit };
+    let _ = prlimit(Pid::from_raw(id.cast_signed()), Resource::Nofile, limit).unwrap();
+    let mut stream = connect(&address);
+    eventually("it is accepted", || taken().contains(&last));
+    for _ in 0..10 {
+        assert!(ask(&mut stream).starts_with("HTTP/1.1 200"));
+    }
     stop(process);
 }
