@@ -47,6 +47,35 @@ impl TransactionOutcome {
     }
 }
 
+/// Transactions of a stage.
+#[derive(Clone, Debug)]
+pub struct Transactions {
+    /// By outcome.
+    outcomes: IntCounterVec,
+    /// Time of a transaction.
+    pub duration: Histogram,
+}
+
+impl Transactions {
+    /// Every series exists from the start.
+    fn new(outcomes: IntCounterVec, duration: Histogram) -> Self {
+        for outcome in TransactionOutcome::ALL {
+            outcomes.with_label_values(&[outcome.label()]).reset();
+        }
+        Self { outcomes, duration }
+    }
+
+    /// Counts one.
+    pub fn count(&self, outcome: TransactionOutcome) {
+        self.outcomes.with_label_values(&[outcome.label()]).inc();
+    }
+
+    /// How many ended so.
+    pub fn counted(&self, outcome: TransactionOutcome) -> u64 {
+        self.outcomes.with_label_values(&[outcome.label()]).get()
+    }
+}
+
 /// Metrics of a process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -99,10 +128,8 @@ pub struct Embed {
     pub padding_ratio: Gauge,
     /// Time of an inference call.
     pub inference_duration: Histogram,
-    /// Time of a transaction.
-    pub transaction_duration: Histogram,
-    /// Transactions by outcome.
-    pub transactions: IntCounterVec,
+    /// Its transactions.
+    pub transactions: Transactions,
     /// From the input record's timestamp to its commit.
     pub latency: Histogram,
     /// Lag of the embed group.
@@ -134,10 +161,8 @@ pub struct Train {
     pub checkpoints_damaged: IntCounter,
     /// Time of an epoch.
     pub epoch_duration: Histogram,
-    /// Time of a transaction.
-    pub transaction_duration: Histogram,
-    /// Transactions by outcome.
-    pub transactions: IntCounterVec,
+    /// Its transactions.
+    pub transactions: Transactions,
     /// Rebalances of the train group that reached this process.
     pub rebalances: IntCounter,
     /// Epoch that a running trial is in.
@@ -202,7 +227,7 @@ impl Stages {
 
 impl Embed {
     fn register(r: &Registrar) -> Result<Self, Error> {
-        let embed = Self {
+        Ok(Self {
             records: r.counter("embed_records_total", "Records read from the texts topic.")?,
             features: r.counter("features_records_total", "Matrices committed to the features topic.")?,
             dead_letters: r.counters("dead_letters_total", "Dead letters committed, by reason.", "reason")?,
@@ -214,12 +239,9 @@ impl Embed {
             )?,
             padding_ratio: r.gauge("embed_padding_ratio", "Share of padding in the tokens of the last chunk.")?,
             inference_duration: r.seconds("embed_inference_duration_seconds", "Time of an inference call.")?,
-            transaction_duration: r
-                .seconds("features_transaction_duration_seconds", "Time of a transaction of the embed stage.")?,
-            transactions: r.counters(
-                "features_transactions_total",
-                "Transactions of the embed stage, by outcome.",
-                "outcome",
+            transactions: r.transactions(
+                ("features_transaction_duration_seconds", "Time of a transaction of the embed stage."),
+                ("features_transactions_total", "Transactions of the embed stage, by outcome."),
             )?,
             latency: r
                 .seconds("embed_latency_seconds", "From the input record's timestamp to the commit of its verdict.")?,
@@ -230,17 +252,13 @@ impl Embed {
             )?,
             rebalances: r
                 .counter("embed_rebalances_total", "Rebalances of the embed group that reached this process.")?,
-        };
-        for outcome in TransactionOutcome::ALL {
-            embed.transactions.with_label_values(&[outcome.label()]).reset();
-        }
-        Ok(embed)
+        })
     }
 }
 
 impl Train {
     fn register(r: &Registrar) -> Result<Self, Error> {
-        let train = Self {
+        Ok(Self {
             trials: r.gauges("trials", "Trials in the partitions this process owns, by state.", &["state"])?,
             epochs: r.counter("trial_epochs_total", "Epochs finished, all trials together.")?,
             steps: r.counter("trial_steps_total", "Optimizer updates, all trials together.")?,
@@ -258,9 +276,10 @@ impl Train {
                 "Checkpoints found damaged when a trial was taken over; the one before was used.",
             )?,
             epoch_duration: r.seconds("trial_epoch_duration_seconds", "Time of an epoch of a trial.")?,
-            transaction_duration: r
-                .seconds("output_transaction_duration_seconds", "Time of a checkpoint's transaction.")?,
-            transactions: r.counters("output_transactions_total", "Checkpoint transactions, by outcome.", "outcome")?,
+            transactions: r.transactions(
+                ("output_transaction_duration_seconds", "Time of a checkpoint's transaction."),
+                ("output_transactions_total", "Checkpoint transactions, by outcome."),
+            )?,
             rebalances: r
                 .counter("train_rebalances_total", "Rebalances of the train group that reached this process.")?,
             trial_epoch: r.gauges("trial_epoch", "Epoch that a running trial is in, from 0.", &["trial"])?,
@@ -277,11 +296,7 @@ impl Train {
                     &["trial"],
                 )?,
             )?,
-        };
-        for outcome in TransactionOutcome::ALL {
-            train.transactions.with_label_values(&[outcome.label()]).reset();
-        }
-        Ok(train)
+        })
     }
 
     /// Ends the series of a trial.
@@ -321,6 +336,12 @@ impl Registrar {
 
     fn counters(&self, name: &str, help: &str, label: &str) -> Result<IntCounterVec, Error> {
         self.add("counter", IntCounterVec::new(Opts::new(format!("sweepstream_{name}"), help), &[label])?)
+    }
+
+    /// Time first, as it is described first.
+    fn transactions(&self, duration: (&str, &str), outcomes: (&str, &str)) -> Result<Transactions, Error> {
+        let duration = self.seconds(duration.0, duration.1)?;
+        Ok(Transactions::new(self.counters(outcomes.0, outcomes.1, "outcome")?, duration))
     }
 
     fn gauge(&self, name: &str, help: &str) -> Result<Gauge, Error> {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
 use fail::fail_point;
@@ -17,16 +17,15 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Error};
-use super::{recover, Chunk, InFlight, Record};
+use super::{recover, Chunk, InFlight, Origin, Record};
 use crate::features::codec::{self, source_digest, DIGEST_HEADER, EMBEDDER_HEADER, SOURCE_HEADER, TRUNCATED_HEADER};
 use crate::input::{Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Lease, LeaseState, Wake};
+use crate::kafka::exactly_once::{self, Claim, Next, Owner, Terms};
 use crate::kafka::offsets::CommittedWatch;
 use crate::kafka::topics;
 use crate::kafka::transaction::{Outgoing, Transaction, TransactionalProducer};
-use crate::kafka::Class;
-use crate::metrics::TransactionOutcome;
 
 /// See the module.
 pub(super) struct Committer<'c> {
@@ -105,93 +104,29 @@ impl<'c> Committer<'c> {
     }
 
     fn commit(&mut self, records: &[Record], matrices: &[Option<Vec<u8>>]) -> Result<(), Error> {
-        let attempts_max = self.context.settings.run.rebuilds_max.get();
-        let mut attempts = 0;
         self.refused_size = false;
-        // After a producer died, what it committed last is not known: offsets below these are done.
-        let mut done: BTreeMap<i32, i64> = BTreeMap::new();
-        loop {
-            let replaced = match self.producer {
-                Some(_) => Ok(()),
-                None => self.replace_producer(records, &mut done)?,
-            };
-            let lease = Arc::clone(&self.lease);
-            let mut state = lease.hold();
-            let version = state.version;
-            let started = Instant::now();
-            let result = replaced.and_then(|()| self.attempt(records, matrices, &state, &done));
-            match &result {
-                Ok(Some(tally)) => state.committed.extend(&tally.next),
-                // All that is ours was done by the producer before.
-                Ok(None) => raise(&mut state, records, &done),
-                Err(_) => {}
+        let (context, lease) = (self.context, Arc::clone(&self.lease));
+        let terms = Terms {
+            lease: &lease,
+            failures_max: context.settings.run.rebuilds_max.get(),
+            session: context.settings.kafka.session_timeout,
+            metrics: &context.metrics.embed.transactions,
+        };
+        let mut verdicts = Verdicts { committer: self, records, matrices, done: BTreeMap::new() };
+        match exactly_once::commit(&mut verdicts, terms) {
+            Ok(None) => Ok(()),
+            Ok(Some(tally)) => {
+                self.report(&tally);
+                fail_point!("embed.commit.after_report");
+                Ok(())
             }
-            drop(state);
-            let metrics = &self.context.metrics.embed;
-            metrics.transaction_duration.observe(started.elapsed().as_secs_f64());
-            let count = |outcome: TransactionOutcome| metrics.transactions.with_label_values(&[outcome.label()]).inc();
-            let error = match result {
-                Ok(None) => return Ok(()),
-                Ok(Some(tally)) => {
-                    count(TransactionOutcome::Committed);
-                    self.report(&tally);
-                    fail_point!("embed.commit.after_report");
-                    return Ok(());
+            Err(error) => {
+                if matches!(error, Error::Kafka(kafka::Error::Undone { .. })) {
+                    context.undone.store(true, Ordering::Release);
                 }
-                Err(error @ kafka::Error::Data { .. }) => return Err(error.into()),
-                Err(error @ kafka::Error::Undone { .. }) => {
-                    self.context.undone.store(true, Ordering::Release);
-                    return Err(error.into());
-                }
-                Err(error) => error,
-            };
-            attempts += 1;
-            tracing::warn!(%error, class = ?error.class(), attempts, "a transaction of the embed stage failed; {}", error.visibility());
-            match error.class() {
-                Class::Stale => {
-                    count(TransactionOutcome::Fenced);
-                    let bound = self.context.settings.kafka.session_timeout + Duration::from_secs(5);
-                    if lease.await_change(version, bound) {
-                        continue; // the group has moved on; that is no failure
-                    }
-                }
-                Class::Retriable | Class::Abort => {
-                    count(TransactionOutcome::Aborted);
-                    if error.code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-                        self.refused_size = true;
-                        self.refresh_limits()?;
-                    }
-                    std::thread::sleep(Duration::from_millis(100) * attempts);
-                }
-                Class::Fenced | Class::Fatal => {
-                    count(if error.class() == Class::Fenced {
-                        TransactionOutcome::Fenced
-                    } else {
-                        TransactionOutcome::Failed
-                    });
-                    self.producer = None;
-                }
-            }
-            if attempts >= attempts_max {
-                return Err(error.into());
+                Err(error)
             }
         }
-    }
-
-    /// A producer in the place of one that died, and what that one had done of these records.
-    fn replace_producer(
-        &mut self,
-        records: &[Record],
-        done: &mut BTreeMap<i32, i64>,
-    ) -> Result<kafka::Result<()>, Error> {
-        let mut producer = self.new_producer()?;
-        let partitions: BTreeSet<i32> = records.iter().map(|record| record.message.partition()).collect();
-        let partitions: Vec<i32> = partitions.into_iter().collect();
-        let found = self.scrub(&mut producer, &partitions).and_then(|()| recover::committed(self.context, &partitions));
-        Ok(found.map(|found| {
-            *done = found;
-            self.producer = Some(producer);
-        }))
     }
 
     /// Ends whatever the producer before has left open, so that no commit of this one can make it visible.
@@ -209,91 +144,17 @@ impl<'c> Committer<'c> {
         recover::scrub(self.context, producer, &positions, &self.context.transactional_id, metadata)
     }
 
-    /// One transaction; `None` when nothing of the chunk is ours any more.
-    fn attempt(
-        &mut self,
-        records: &[Record],
-        matrices: &[Option<Vec<u8>>],
-        state: &LeaseState,
-        done: &BTreeMap<i32, i64>,
-    ) -> kafka::Result<Option<Tally>> {
-        let ours = |record: &Record| {
-            let partition = record.message.partition();
-            state.partitions.get(&partition) == Some(&record.assignment)
-                && done.get(&partition).is_none_or(|&offset| record.message.offset() >= offset)
-        };
-        let mut live = records.iter().zip(matrices).filter(|(record, _)| ours(record)).peekable();
-        if live.peek().is_none() {
-            return Ok(None);
-        }
-        self.confirm(&state.committed)?;
-        let Some(metadata) = state.metadata.as_deref() else {
-            return Err(kafka::Error::no_member(&self.context.topics.texts.name));
-        };
-        let Some(mut producer) = self.producer.take() else { return Ok(None) };
-        let result = (|| {
-            fail_point!("embed.commit.before_begin");
-            let mut transaction = producer.begin()?;
-            fail_point!("embed.commit.after_begin");
-            let mut tally = Tally::default();
-            for (record, matrix) in live {
-                self.send(&mut transaction, record, matrix.as_deref(), &mut tally)?;
-                fail_point!("embed.commit.between_sends");
-                let _ = tally.next.insert(record.message.partition(), record.message.offset() + 1);
-                tally.timestamps_ms.extend(record.message.timestamp().to_millis());
-            }
-            fail_point!("embed.commit.after_sends");
-            transaction.send_offsets(&self.offsets(&tally.next)?, metadata)?;
-            fail_point!("embed.commit.after_offsets");
-            transaction.commit()?;
-            fail_point!("embed.commit.after_commit");
-            Ok(Some(tally))
-        })();
-        self.producer = Some(producer);
-        result
-    }
-
-    /// Kafka must hold what was committed last, or what follows would hide that it does not.
-    ///
-    /// It removes a topic's offsets with the topic, and a consumer reads on in a new topic of the same name as if nothing
-    /// had happened. A broker that is restarted in the midst of a commit may undo it.
-    /// All owned partitions are looked at: one commit of the group's coordinator decides about all that is pending.
+    /// Kafka must hold what was committed last: it removes a topic's offsets with the topic, and a consumer reads on in
+    /// a new topic of the same name as if nothing had happened.
     fn confirm(&self, expected: &BTreeMap<i32, i64>) -> kafka::Result<()> {
-        let topic = &self.context.topics.texts.name;
-        let partitions: Vec<i32> = expected.keys().copied().collect();
-        let mut slow = false;
-        let deadline = Instant::now() + recover::SETTLE;
-        loop {
-            let committed = match slow {
-                false => {
-                    self.watch.read(&partitions)?.into_iter().map(|(p, committed)| (p, committed.offset)).collect()
-                }
-                // Markers that are merely slow are waited for here.
-                true => recover::committed(self.context, &partitions)?,
-            };
-            let held = |partition: &i32| committed.get(partition).copied();
-            if let Some(&partition) = partitions.iter().find(|&partition| held(partition).is_none()) {
-                let message = format!(
-                    "the committed offset of group `{}` has vanished while the stage was running: the topic was deleted and created again; what it holds now was not embedded; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it",
-                    self.context.settings.embed_group()
-                );
-                return Err(kafka::Error::data(topic, partition, message));
-            }
-            let behind = |partition: &&i32| held(partition) < expected.get(partition).copied();
-            let Some(&partition) = partitions.iter().find(behind) else { return Ok(()) };
-            if slow {
-                let offset = |offset: Option<i64>| format!("offset {}", offset.unwrap_or(0));
-                return Err(kafka::Error::Undone {
-                    topic: topic.clone(),
-                    partition,
-                    group: self.context.settings.embed_group(),
-                    held: offset(held(&partition)),
-                    committed: offset(expected.get(&partition).copied()),
-                });
-            }
-            slow = Instant::now() > deadline;
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let (group, topic) = (self.context.settings.embed_group(), &self.context.topics.texts.name);
+        let claim = Claim { group: &group, topic, expected };
+        claim.confirm(&self.context.settings, Some(&self.watch), |partition| {
+            let message = format!(
+                "the committed offset of group `{group}` has vanished while the stage was running: the topic was deleted and created again; what it holds now was not embedded; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it"
+            );
+            kafka::Error::data(topic, partition, message)
+        })
     }
 
     fn offsets(&self, next: &BTreeMap<i32, i64>) -> kafka::Result<TopicPartitionList> {
@@ -420,14 +281,151 @@ impl<'c> Committer<'c> {
     }
 }
 
+/// The verdicts on a chunk, on their way out.
+struct Verdicts<'a, 'c> {
+    committer: &'a mut Committer<'c>,
+    records: &'a [Record],
+    matrices: &'a [Option<Vec<u8>>],
+    /// After a producer died, what it committed last is not known: offsets below these are done.
+    done: BTreeMap<i32, i64>,
+}
+
+impl Owner for Verdicts<'_, '_> {
+    type Done = Tally;
+    type Error = Error;
+
+    const NAME: &'static str = "the embed stage";
+
+    fn attempt(&mut self) -> Result<kafka::Result<Option<Tally>>, Error> {
+        if self.committer.producer.is_none() {
+            if let Err(error) = self.replace_producer()? {
+                return Ok(Err(error));
+            }
+        }
+        let lease = Arc::clone(&self.committer.lease);
+        let mut state = lease.hold();
+        let result = self.transaction(&state);
+        match &result {
+            Ok(Some(tally)) => state.committed.extend(&tally.next),
+            // All that is ours was done by the producer before.
+            Ok(None) => raise(&mut state, self.records.iter().map(Record::origin), &self.done),
+            Err(_) => {}
+        }
+        Ok(result)
+    }
+
+    fn prepare(&mut self, next: Next, error: &kafka::Error) -> Result<(), Error> {
+        if error.code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            self.committer.refused_size = true;
+            self.committer.refresh_limits()?;
+        }
+        if next == Next::Replace {
+            self.committer.producer = None;
+        }
+        Ok(())
+    }
+}
+
+impl Verdicts<'_, '_> {
+    /// A producer in the place of one that died, and what that one had done of these records.
+    fn replace_producer(&mut self) -> Result<kafka::Result<()>, Error> {
+        let committer = &mut *self.committer;
+        let mut producer = committer.new_producer()?;
+        let partitions: BTreeSet<i32> = self.records.iter().map(|record| record.message.partition()).collect();
+        let partitions: Vec<i32> = partitions.into_iter().collect();
+        let scrubbed = committer.scrub(&mut producer, &partitions);
+        let found = scrubbed.and_then(|()| recover::committed(committer.context, &partitions));
+        Ok(found.map(|found| {
+            self.done = found;
+            committer.producer = Some(producer);
+        }))
+    }
+
+    /// One transaction; `None` when nothing of the chunk is ours any more.
+    fn transaction(&mut self, state: &LeaseState) -> kafka::Result<Option<Tally>> {
+        let committer = &mut *self.committer;
+        let ours = |(record, _): &(&Record, _)| is_ours(state, record.origin(), &self.done);
+        let mut live = self.records.iter().zip(self.matrices).filter(ours).peekable();
+        if live.peek().is_none() {
+            return Ok(None);
+        }
+        committer.confirm(&state.committed)?;
+        let Some(metadata) = state.metadata.as_deref() else {
+            return Err(kafka::Error::no_member(&committer.context.topics.texts.name));
+        };
+        let Some(mut producer) = committer.producer.take() else { return Ok(None) };
+        let result = (|| {
+            fail_point!("embed.commit.before_begin");
+            let mut transaction = producer.begin()?;
+            fail_point!("embed.commit.after_begin");
+            let mut tally = Tally::default();
+            for (record, matrix) in live {
+                committer.send(&mut transaction, record, matrix.as_deref(), &mut tally)?;
+                fail_point!("embed.commit.between_sends");
+                let _ = tally.next.insert(record.message.partition(), record.message.offset() + 1);
+                tally.timestamps_ms.extend(record.message.timestamp().to_millis());
+            }
+            fail_point!("embed.commit.after_sends");
+            transaction.send_offsets(&committer.offsets(&tally.next)?, metadata)?;
+            fail_point!("embed.commit.after_offsets");
+            transaction.commit()?;
+            fail_point!("embed.commit.after_commit");
+            Ok(Some(tally))
+        })();
+        committer.producer = Some(producer);
+        result
+    }
+}
+
+/// Whether a record is still to be committed by us: its partition is held under the assignment that brought the record,
+/// and a producer that died has not committed it.
+fn is_ours(state: &LeaseState, origin: Origin, done: &BTreeMap<i32, i64>) -> bool {
+    state.owns(origin.partition, origin.assignment)
+        && done.get(&origin.partition).is_none_or(|&offset| origin.offset >= offset)
+}
+
 /// Notes what had been committed of these records before anybody knew.
-fn raise(state: &mut LeaseState, records: &[Record], done: &BTreeMap<i32, i64>) {
-    for record in records {
-        let partition = record.message.partition();
-        if state.partitions.get(&partition) == Some(&record.assignment) {
+fn raise(state: &mut LeaseState, origins: impl Iterator<Item = Origin>, done: &BTreeMap<i32, i64>) {
+    for Origin { partition, assignment, .. } in origins {
+        if state.owns(partition, assignment) {
             if let (Some(committed), Some(&done)) = (state.committed.get_mut(&partition), done.get(&partition)) {
                 *committed = done.max(*committed);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(partition: i32, offset: i64, assignment: u64) -> Origin {
+        Origin { partition, offset, assignment }
+    }
+
+    /// Partition 0 under assignment 1, partition 1 under assignment 2.
+    fn state() -> LeaseState {
+        let (partitions, committed) = (BTreeMap::from([(0, 1), (1, 2)]), BTreeMap::from([(0, 10), (1, 20)]));
+        LeaseState { partitions, committed, ..LeaseState::default() }
+    }
+
+    #[test]
+    fn what_a_revocation_took_is_left_out() {
+        let (state, none) = (state(), BTreeMap::new());
+        assert!(is_ours(&state, origin(0, 10, 1), &none));
+        assert!(!is_ours(&state, origin(2, 10, 1), &none), "it went");
+        assert!(!is_ours(&state, origin(1, 20, 1), &none), "it went, and came back under another assignment");
+    }
+
+    #[test]
+    fn what_a_dead_producer_has_committed_is_left_out_and_noted() {
+        let (mut state, done) = (state(), BTreeMap::from([(0, 12), (1, 25), (2, 7)]));
+        let ours: Vec<i64> = (10..14).filter(|&offset| is_ours(&state, origin(0, offset, 1), &done)).collect();
+        assert_eq!(ours, [12, 13]);
+        raise(&mut state, [origin(0, 11, 1), origin(1, 24, 1), origin(2, 6, 1)].into_iter(), &done);
+        assert_eq!(state.committed, BTreeMap::from([(0, 12), (1, 20)]), "what is not ours is not noted");
+        let earlier = BTreeMap::from([(0, 3)]);
+        raise(&mut state, [origin(0, 11, 1)].into_iter(), &earlier);
+        assert_eq!(state.committed[&0], 12, "never backwards");
     }
 }

@@ -1,16 +1,11 @@
 //! What the threads of the stage have in common, and why it ends.
 
+use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
 
-use tokio_util::sync::CancellationToken;
-
 use super::model;
-use crate::config::Settings;
 use crate::kafka;
-use crate::kafka::topics::TopicSet;
-use crate::metrics::Metrics;
 use crate::stage::{self, Failure};
-use crate::status::{StageStatus, Status};
 
 /// Why the stage ended.
 #[derive(Debug, thiserror::Error)]
@@ -49,32 +44,29 @@ impl Failure for Error {
     }
 }
 
-/// What the stage works with.
+/// What the stage works with, beside what every stage does.
 pub struct Context {
-    /// Settings of the process.
-    pub settings: Settings,
-    /// The topics as verified.
-    pub topics: TopicSet,
-    /// Where to count.
-    pub metrics: Metrics,
-    /// Where to report verdicts.
-    pub status: Status,
-    /// Where to report that the stage is at work.
-    pub own: StageStatus,
+    stage: stage::Context,
     /// Of the stage in this process, however often it is built anew: each time ends what the last one left open.
     pub transactional_id: String,
     /// Kafka has undone a commit: offsets of ours are not to be believed without looking at the output.
     pub undone: AtomicBool,
-    /// Cancelled to drain.
-    pub stop: CancellationToken,
 }
 
 impl Context {
     /// Of a stage of this process.
     pub fn new(stage: stage::Context) -> Self {
-        let stage::Context { settings, topics, metrics, status, own, stop } = stage;
+        let settings = &stage.settings;
         let instance = settings.kafka.group_instance_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let transactional_id = format!("{}.{instance}", settings.embed_group());
-        Self { settings, topics, metrics, status, own, transactional_id, undone: false.into(), stop }
+        Self { stage, transactional_id, undone: false.into() }
+    }
+}
+
+impl Deref for Context {
+    type Target = stage::Context;
+
+    fn deref(&self) -> &stage::Context {
+        &self.stage
     }
 }

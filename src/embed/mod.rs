@@ -12,6 +12,7 @@
 //! transaction that is opened only when all its matrices are there.
 
 pub mod batch;
+mod beginning;
 mod commit;
 pub mod context;
 pub mod model;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
-use rdkafka::message::OwnedMessage;
+use rdkafka::message::{Message, OwnedMessage};
 
 use crate::input::Invalid;
 use tokenize::Tokenized;
@@ -39,6 +40,21 @@ struct Record {
     /// Number of the assignment under which it was polled.
     assignment: u64,
     content: Result<Text, Invalid>,
+}
+
+impl Record {
+    fn origin(&self) -> Origin {
+        let (partition, offset) = (self.message.partition(), self.message.offset());
+        Origin { partition, offset, assignment: self.assignment }
+    }
+}
+
+/// Where a record was polled, and under which assignment.
+#[derive(Clone, Copy)]
+struct Origin {
+    partition: i32,
+    offset: i64,
+    assignment: u64,
 }
 
 /// A record that can be embedded.

@@ -1,8 +1,5 @@
-//! Where to begin reading newly assigned partitions.
-//!
-//! A committed offset of ours was committed together with the output it counts, so it is believed. One that somebody
-//! else has set must agree with the `source` headers of that output, and where Kafka has forgotten the offset, those
-//! headers alone say where to go on. A group that has never written anything starts at the log's start.
+//! Where to begin reading newly assigned partitions: finds out what [`super::beginning`] chooses by, and what its choice
+//! rests on.
 //!
 //! Beside each offset stands the transactional id of the partition's owner. Whoever is assigned a partition on which a
 //! transaction is still open takes that id over: an owner ends its transactions before it gives a partition up, so
@@ -17,18 +14,17 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Message};
 
+use super::beginning::{self, Beginning, By, Found, Refusal};
 use super::context::{Context, Error};
 use super::writers::{self, Mark};
 use crate::features::codec::{source_digest, DIGEST_HEADER, SOURCE_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::Member;
+use crate::kafka::exactly_once::{self, SETTLE};
 use crate::kafka::headers;
 use crate::kafka::offsets::{scan, scan_back, Committed, CommittedWatch, Extent, Watermarks};
-use crate::kafka::transaction::{Outgoing, TransactionalProducer};
+use crate::kafka::transaction::TransactionalProducer;
 use crate::kafka::Class;
-
-/// How long the markers of a transaction that has just ended may take.
-pub(super) const SETTLE: Duration = Duration::from_secs(1);
 
 /// How long committed offsets may stay unknown before somebody is taken for dead in the midst of committing them.
 const UNSTABLE: Duration = Duration::from_secs(5);
@@ -71,8 +67,8 @@ pub(super) fn positions(
         if let Some(last) = last.as_ref().filter(|last| found.is_none_or(|found| last.offset >= found.offset)) {
             let _ = beyond.insert(partition, last.offset + 1);
         }
-        let (position, goes_on) = recovery.position(partition, found, last, parted(&partition))?;
-        if goes_on { &mut going_on } else { &mut beginning }.push((partition, position));
+        let begins_at = recovery.begin(partition, found, last.as_ref(), parted(&partition))?;
+        if begins_at.goes_on() { &mut going_on } else { &mut beginning }.push((partition, begins_at.position()));
     }
     // The partition has our name now, and an offset that vanishes means that the topic is another one.
     member.commit(&going_on, &mark(context, &context.transactional_id, false))?;
@@ -85,10 +81,7 @@ pub(super) fn positions(
     Ok(going_on)
 }
 
-/// Writes to everything that a transaction over these positions writes to, and aborts.
-///
-/// A coordinator that is restarted may forget a transaction without having ended it in every partition; readers then
-/// wait for ever, and the *next* commit of the same producer would make its records visible. An abort ends it for good.
+/// Ends what `owner` has left open in everything that a transaction over these positions writes to.
 pub(super) fn scrub(
     context: &Context,
     producer: &mut TransactionalProducer,
@@ -97,23 +90,12 @@ pub(super) fn scrub(
     metadata: &ConsumerGroupMetadata,
 ) -> kafka::Result<()> {
     let (features, dead) = (&context.topics.features, &context.topics.dead_letters);
-    let mut transaction = producer.begin()?;
-    for &(partition, _) in positions {
-        let places = [(&features.name, partition), (&dead.name, partition % dead.partitions)];
-        for (topic, partition) in places {
-            transaction.send(&Outgoing {
-                topic,
-                partition,
-                key: Some(b"scrub"),
-                value: None,
-                inherited: None,
-                headers: &[],
-            })?;
-        }
-    }
+    let places = |&(partition, _): &(i32, i64)| {
+        [(features.name.as_str(), partition), (dead.name.as_str(), partition % dead.partitions)]
+    };
+    let places: Vec<(&str, i32)> = positions.iter().flat_map(places).collect();
     let offsets = kafka::offsets::list(&context.topics.texts.name, positions, &mark(context, owner, false))?;
-    transaction.send_offsets(&offsets, metadata)?;
-    transaction.abort()
+    exactly_once::scrub(producer, &places, &[(&offsets, metadata)])
 }
 
 /// The newest trace of an input in the stage's output.
@@ -121,22 +103,6 @@ struct Trace {
     offset: i64,
     /// Absent in records that were written without it.
     digest: Option<String>,
-}
-
-impl Trace {
-    /// Where to go on, when an offset of ours may have parted from the output.
-    fn next_to(&self, partition: i32, offset: i64) -> i64 {
-        let position = self.offset + 1;
-        if position != offset {
-            tracing::warn!(
-                partition,
-                offset,
-                position,
-                "the committed offset and the output had parted; the output counts"
-            );
-        }
-        position
-    }
 }
 
 struct Recovery<'c> {
@@ -225,47 +191,81 @@ impl Recovery<'_> {
         self.context.settings.embed_group()
     }
 
-    /// Where a partition is gone on with, and whether there is any output; `parted` when its offset and its output may
-    /// say different things.
-    fn position(
+    /// Where a partition is gone on with; `parted` when its offset and its output may say different things.
+    fn begin(
         &self,
         partition: i32,
         found: Option<&Committed>,
-        last: Option<Trace>,
+        last: Option<&Trace>,
         parted: bool,
-    ) -> Result<(i64, bool), Error> {
+    ) -> Result<Beginning, Error> {
         let texts = self.watermarks.extent(&self.context.topics.texts.name, partition)?;
-        let Some(found) = found else { return self.forgotten(partition, last, texts) };
-        self.check_in_log(partition, found.offset, texts)?;
-        let mark = Mark::parse(&found.metadata);
-        let beyond = |last: &Trace| last.offset >= found.offset;
-        match (mark, last) {
-            (None, Some(last)) => {
-                self.check_agrees(partition, found.offset, &last, texts)?;
-                Ok((found.offset, true))
+        let by = |mark: Option<Mark<'_>>| match mark {
+            Some(mark) if mark.begins => By::Beginner,
+            Some(_) => By::Stage,
+            None => By::Somebody,
+        };
+        let committed = found.map(|found| Found { offset: found.offset, by: by(Mark::parse(&found.metadata)) });
+        let log = texts.start..texts.end;
+        let beginning = beginning::choose(committed, last.map(|last| last.offset), parted, &log)
+            .map_err(|refusal| self.refused(partition, &refusal, last, texts))?;
+        match (beginning, last) {
+            (Beginning::Committed(offset), _) => self.check_output_exists(partition, offset, texts)?,
+            (Beginning::Forgotten(position), Some(last)) => {
+                self.check_same(partition, last, texts)?;
+                tracing::warn!(
+                    topic = %self.context.topics.texts.name, partition, position,
+                    "the group's offset is gone; going on after the last `source` header in its output"
+                );
             }
-            (None, None) => Ok((found.offset, false)),
-            (Some(_), Some(last)) if parted || beyond(&last) => Ok((last.next_to(partition, found.offset), true)),
-            (Some(_), None) if parted => Ok((found.offset, false)),
-            (Some(mark), _) if mark.begins => Ok((found.offset, false)),
-            (Some(_), _) => {
-                self.check_output_exists(partition, found.offset, texts)?;
-                Ok((found.offset, true))
+            (Beginning::New(_), _) => self.check_never_held(partition)?,
+            (Beginning::Parted(position), _) if found.is_some_and(|found| found.offset != position) => {
+                let offset = found.map(|found| found.offset);
+                tracing::warn!(
+                    partition,
+                    offset,
+                    position,
+                    "the committed offset and the output had parted; the output counts"
+                );
             }
+            (Beginning::Parted(_) | Beginning::Begun(_) | Beginning::Set(_) | Beginning::Forgotten(_), _) => {}
         }
+        Ok(beginning)
     }
 
-    fn check_in_log(&self, partition: i32, offset: i64, texts: Extent) -> Result<(), Error> {
-        if (texts.start..=texts.end).contains(&offset) {
-            return Ok(());
-        }
-        Err(self.error(
-            partition,
+    fn refused(&self, partition: i32, refusal: &Refusal, last: Option<&Trace>, texts: Extent) -> Error {
+        let (group, Extent { start, end }) = (self.group(), texts);
+        let last = last.map_or(-1, |last| last.offset);
+        let set = |range: &std::ops::Range<i64>, offset, verb, next, way| {
             format!(
-                "group `{}` committed offset {offset}, but the log holds {}..{}: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next",
-                self.group(), texts.start, texts.end
+                "group `{group}` was set to offset {offset}, but its output ends with the text at offset {last}: {range:?} would be {verb}; delete the group, and the stage goes on at {next}{way}"
+            )
+        };
+        let message = match refusal {
+            Refusal::OutsideLog(offset) => format!(
+                "group `{group}` committed offset {offset}, but the log holds {start}..{end}: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next"
             ),
-        ))
+            Refusal::Repeats(range) => set(range, range.start, "embedded twice", range.end, ""),
+            Refusal::LeavesOut(range) => set(
+                range,
+                range.end,
+                "left out",
+                range.start,
+                " (texts that are not wanted can be deleted from the topic)",
+            ),
+            Refusal::NextDeleted => format!(
+                "the output of group `{group}` ends with the text at offset {last}, but the log holds {start}..{end}: records were deleted before they were embedded; commit offset {start} for the group to go on without them"
+            ),
+            Refusal::OutputBeyondLog => self.recreated(last, &format!("but the log holds {start}..{end}")),
+        };
+        self.error(partition, message)
+    }
+
+    fn recreated(&self, last: i64, what: &str) -> String {
+        format!(
+            "the output of group `{}` ends with the text at offset {last}, {what}: the topic was recreated; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it",
+            self.group()
+        )
     }
 
     /// What was committed must have left something, or somebody has removed it.
@@ -286,44 +286,17 @@ impl Recovery<'_> {
         ))
     }
 
-    /// An offset that somebody set must neither repeat a text nor leave one out.
-    fn check_agrees(&self, partition: i32, offset: i64, last: &Trace, texts: Extent) -> Result<(), Error> {
-        let next = texts.start.max(last.offset + 1);
-        if offset == next {
+    /// Where nothing tells what has been embedded, there must be nothing: neither offset nor source.
+    fn check_never_held(&self, partition: i32) -> Result<(), Error> {
+        if self.context.settings.embed.from_start || self.never_held(partition)? {
             return Ok(());
         }
-        let (which, verb) = if offset < next { (offset..next, "embedded twice") } else { (next..offset, "left out") };
-        Err(self.error(
-            partition,
-            format!(
-                "group `{}` was set to offset {offset}, but its output ends with the text at offset {}: {which:?} would be {verb}; delete the group, and the stage goes on at {next}{}",
-                self.group(), last.offset,
-                if offset < next { "" } else { " (texts that are not wanted can be deleted from the topic)" },
-            ),
-        ))
-    }
-
-    /// A partition without a committed offset, new or forgotten: where it goes on, and whether there is any output.
-    fn forgotten(&self, partition: i32, last: Option<Trace>, texts: Extent) -> Result<(i64, bool), Error> {
         let features = &self.context.topics.features.name;
-        match last {
-            Some(last) => {
-                self.check_same(partition, &last, texts)?;
-                let position = last.offset + 1;
-                tracing::warn!(
-                    topic = %self.context.topics.texts.name, partition, position,
-                    "the group's offset is gone; going on after the last `source` header in its output"
-                );
-                Ok((position, true))
-            }
-            None if self.context.settings.embed.from_start => Ok((texts.start, false)),
-            None if self.never_held(partition)? => Ok((texts.start, false)),
-            None => Err(Error::Position(format!(
-                "{}/{partition}: group `{}` has no committed offset, but {features}/{partition} is not empty and its records name no source: embedding from the start could write everything twice; if that is wanted, start once with `--from-start`",
-                self.context.topics.texts.name,
-                self.group(),
-            ))),
-        }
+        Err(Error::Position(format!(
+            "{}/{partition}: group `{}` has no committed offset, but {features}/{partition} is not empty and its records name no source: embedding from the start could write everything twice; if that is wanted, start once with `--from-start`",
+            self.context.topics.texts.name,
+            self.group(),
+        )))
     }
 
     /// Whether nothing was ever committed to the features partition; transactions that were aborted take offsets, too.
@@ -337,25 +310,6 @@ impl Recovery<'_> {
 
     /// Kafka forgets offsets with their topic, so what follows the last text may belong to another topic of that name.
     fn check_same(&self, partition: i32, last: &Trace, texts: Extent) -> Result<(), Error> {
-        let recreated = |what: String| {
-            self.error(
-                partition,
-                format!(
-                    "the output of group `{}` ends with the text at offset {}, {what}: the topic was recreated; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it",
-                    self.group(), last.offset
-                ),
-            )
-        };
-        if last.offset >= texts.end {
-            return Err(recreated(format!("but the log holds {}..{}", texts.start, texts.end)));
-        }
-        if last.offset + 1 < texts.start {
-            let message = format!(
-                "the output of group `{}` ends with the text at offset {}, but the log holds {}..{}: records were deleted before they were embedded; commit offset {} for the group to go on without them",
-                self.group(), last.offset, texts.start, texts.end, texts.start
-            );
-            return Err(self.error(partition, message));
-        }
         let Some(digest) = &last.digest else { return Ok(()) };
         let mut found = None;
         let extents =
@@ -365,7 +319,9 @@ impl Recovery<'_> {
             Ok::<(), Error>(())
         })?;
         match found {
-            Some(found) if found != *digest => Err(recreated("and another one is there now".into())),
+            Some(found) if found != *digest => {
+                Err(self.error(partition, self.recreated(last.offset, "and another one is there now")))
+            }
             // Deleted since, or compacted away.
             Some(_) | None => Ok(()),
         }

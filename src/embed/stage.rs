@@ -46,8 +46,7 @@ impl Stage for Embedding {
     }
 
     fn committed(&self) -> u64 {
-        let transactions = &self.context.metrics.embed.transactions;
-        transactions.with_label_values(&[TransactionOutcome::Committed.label()]).get()
+        self.context.metrics.embed.transactions.counted(TransactionOutcome::Committed)
     }
 }
 

@@ -80,6 +80,13 @@ pub struct LeaseState {
     pub version: u64,
 }
 
+impl LeaseState {
+    /// Whether a partition is still ours since the assignment of that number.
+    pub fn owns(&self, partition: i32, assignment: u64) -> bool {
+        self.partitions.get(&partition) == Some(&assignment)
+    }
+}
+
 impl Lease {
     /// Holds the assignment still: nothing is released while the guard lives.
     pub fn hold(&self) -> MutexGuard<'_, LeaseState> {
@@ -103,7 +110,7 @@ impl Lease {
         true
     }
 
-    fn change(&self, change: impl FnOnce(&mut LeaseState)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut LeaseState)) {
         let mut state = self.state.lock();
         change(&mut state);
         state.version += 1;

@@ -4,6 +4,7 @@ pub mod client;
 pub mod consumer;
 pub mod descriptors;
 pub mod error;
+pub mod exactly_once;
 pub mod groups;
 pub mod headers;
 pub mod local;

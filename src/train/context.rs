@@ -1,39 +1,23 @@
 //! What the pool and its trials work with.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
 use super::turns::Turns;
-use crate::config::Settings;
 use crate::features::stream::Streams;
 use crate::kafka;
 use crate::kafka::offsets::Watermarks;
-use crate::kafka::topics::TopicSet;
-use crate::metrics::Metrics;
 use crate::stage;
-use crate::status::{StageStatus, Status};
 
-/// What the stage works with.
+/// What the stage works with, beside what every stage does.
 pub struct Context {
-    /// Settings of the process.
-    pub settings: Settings,
-    /// The topics as verified.
-    pub topics: TopicSet,
-    /// Where to count.
-    pub metrics: Metrics,
-    /// Where to report trials.
-    pub status: Status,
-    /// Where to report that the stage is at work.
-    pub own: StageStatus,
+    stage: stage::Context,
     /// Where topics end.
     pub watermarks: Watermarks,
     /// What trials read.
     pub streams: Arc<Streams>,
     /// Which trials compute.
     pub turns: Turns,
-    /// Cancelled to drain.
-    pub stop: CancellationToken,
 }
 
 impl Context {
@@ -42,10 +26,17 @@ impl Context {
     /// # Errors
     /// When a client cannot be created from the settings.
     pub fn new(stage: stage::Context) -> kafka::Result<Self> {
-        let stage::Context { settings, topics, metrics, status, own, stop } = stage;
-        let watermarks = Watermarks::new(&settings)?;
-        let streams = Streams::new(&settings, &metrics.train);
-        let turns = Turns::new(settings.train.threads());
-        Ok(Self { settings, topics, metrics, status, own, watermarks, streams, turns, stop })
+        let watermarks = Watermarks::new(&stage.settings)?;
+        let streams = Streams::new(&stage.settings, &stage.metrics.train);
+        let turns = Turns::new(stage.settings.train.threads());
+        Ok(Self { stage, watermarks, streams, turns })
+    }
+}
+
+impl Deref for Context {
+    type Target = stage::Context;
+
+    fn deref(&self) -> &stage::Context {
+        &self.stage
     }
 }

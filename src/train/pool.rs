@@ -90,8 +90,7 @@ impl Stage for Training {
     }
 
     fn committed(&self) -> u64 {
-        let transactions = &self.context.metrics.train.transactions;
-        transactions.with_label_values(&[TransactionOutcome::Committed.label()]).get()
+        self.context.metrics.train.transactions.counted(TransactionOutcome::Committed)
     }
 }
 

@@ -4,13 +4,12 @@
 //! metadata of the assignment under which the trial was started: a process that lost the partition is refused by
 //! Kafka, however late it wakes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError};
 use fail::fail_point;
 use rdkafka::consumer::ConsumerGroupMetadata;
-use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 
@@ -21,14 +20,15 @@ use crate::config::Settings;
 use crate::features::range::Range;
 use crate::kafka;
 use crate::kafka::consumer::Lease;
+use crate::kafka::exactly_once::{self, Claim, Next, Owner, Place, Terms};
+use crate::kafka::offsets::Committed;
 use crate::kafka::topics::TopicSet;
-use crate::kafka::transaction::{Outgoing, TransactionalProducer};
-use crate::kafka::Class;
-use crate::metrics::{Train, TransactionOutcome};
+use crate::kafka::transaction::TransactionalProducer;
+use crate::metrics::Train;
 use crate::output::Slot;
 
 /// How often a transaction is tried again before the trial is interrupted.
-const ATTEMPTS_MAX: u32 = 5;
+const FAILURES_MAX: u32 = 5;
 
 /// Why a publication did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ pub enum Error {
     Lost,
     /// The producer cannot be used any more; ownership must be confirmed before there is another.
     #[error("publishing failed: {0}")]
-    Interrupted(#[source] kafka::Error),
+    Interrupted(#[from] kafka::Error),
     /// The publisher's thread has ended.
     #[error("the thread that publishes for the trial ended early")]
     Thread,
@@ -76,6 +76,27 @@ pub struct Checkpoint {
     pub blob: Vec<u8>,
     /// Offsets for the trial's own group, in the order of the range's partitions.
     pub offsets: Vec<i64>,
+}
+
+impl Place for Pointer {
+    fn is_reached(&self, held: &Committed) -> bool {
+        Self::of(held).as_ref() == Some(self)
+    }
+
+    fn name(&self) -> String {
+        format!("checkpoint {}", self.checkpoint)
+    }
+
+    fn name_of(held: &Committed) -> String {
+        Self::of(held).map_or_else(|| "no checkpoint".into(), |pointer| pointer.name())
+    }
+}
+
+impl Pointer {
+    /// What stands beside a group's offset, if it is one of these.
+    pub fn of(held: &Committed) -> Option<Self> {
+        serde_json::from_str(&held.metadata).ok()
+    }
 }
 
 impl Checkpoint {
@@ -169,7 +190,7 @@ impl Publisher {
         (partition, assignment): (i32, u64),
         record: &TrialRecord,
     ) -> Result<Self, Error> {
-        if lease.hold().partitions.get(&partition) != Some(&assignment) {
+        if !lease.hold().owns(partition, assignment) {
             return Err(Error::Lost);
         }
         fail_point!("train.publish.before_init");
@@ -198,25 +219,18 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// Writes to everything that a publication writes to, and aborts.
+    /// Ends what an owner before may have left open in everything that a publication writes to.
     fn scrub(&mut self) -> kafka::Result<()> {
         let state = self.lease.hold();
         let Some(owner) = state.metadata.clone() else { return Ok(()) };
         let position = self.position(state.committed.get(&self.partition).copied().unwrap_or(0))?;
         drop(state);
-        let mut transaction = self.producer.begin()?;
-        for topic in [&self.settings.topics.output, &self.settings.topics.trials] {
-            let (partition, key) = (self.partition, Some(b"scrub".as_slice()));
-            transaction.send(&Outgoing { topic, partition, key, value: None, inherited: None, headers: &[] })?;
-        }
+        let topics = [&self.settings.topics.output, &self.settings.topics.trials];
+        let places = topics.map(|topic| (topic.as_str(), self.partition));
         let range = &self.range;
         let starts: Vec<(i32, i64)> = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
-        match transaction.send_offsets(&kafka::offsets::list(&range.topic, &starts, "")?, &self.member) {
-            // The topic is gone, and its offsets with it; what that means for the trial is found out by reading.
-            Err(error) if error.code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {}
-            result => result.and_then(|()| transaction.send_offsets(&position, &owner))?,
-        }
-        transaction.abort()
+        let starts = kafka::offsets::list(&range.topic, &starts, "")?;
+        exactly_once::scrub(&mut self.producer, &places, &[(&starts, &self.member), (&position, &owner)])
     }
 
     /// The trial's partition of `trials`, to be committed for the group that shares trials out.
@@ -252,92 +266,27 @@ impl Publisher {
             Written::checkpoint(manifest, Slot::of(checkpoint.number), &checkpoint.blob)
         });
         records.extend(&state);
-        let mut attempts = 0;
-        loop {
-            let (metadata, version, position) = {
-                let state = self.lease.hold();
-                if state.partitions.get(&self.partition) != Some(&self.assignment) {
-                    return Err(Error::Lost);
-                }
-                let metadata = state.metadata.clone().ok_or(Error::Lost)?;
-                (metadata, state.version, state.committed.get(&self.partition).copied().unwrap_or(0))
-            };
-            let timer = self.metrics.transaction_duration.start_timer();
-            let result = self.attempt(&records, publication.checkpoint.as_ref(), &metadata, position);
-            timer.observe_duration();
-            let error = match result {
-                Ok(()) => {
-                    self.count(TransactionOutcome::Committed);
-                    if let Some(checkpoint) = &publication.checkpoint {
-                        self.published = Some(checkpoint.pointer(self.record.attempt));
-                    }
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            attempts += 1;
-            tracing::warn!(%error, class = ?error.class(), attempts, "a transaction of a trial failed; {}", error.visibility());
-            match error.class() {
-                Class::Stale => {
-                    self.count(TransactionOutcome::Fenced);
-                    // Only the next assignment can tell whether the trial is still ours.
-                    let bound = self.settings.kafka.session_timeout + Duration::from_secs(10);
-                    if !self.lease.await_change(version, bound) {
-                        return Err(Error::Interrupted(error));
-                    }
-                    if publication.checkpoint.is_some() {
-                        self.confirm().map_err(Error::Interrupted)?;
-                    }
-                }
-                // The topic is gone: another attempt would wait as long for nothing (50 s for five).
-                Class::Retriable | Class::Abort if error.code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
-                    self.count(TransactionOutcome::Aborted);
-                    return Err(Error::Interrupted(error));
-                }
-                Class::Retriable | Class::Abort if attempts < ATTEMPTS_MAX => {
-                    self.count(TransactionOutcome::Aborted);
-                    std::thread::sleep(Duration::from_millis(100) * attempts);
-                    if publication.checkpoint.is_some() {
-                        self.confirm().map_err(Error::Interrupted)?;
-                    }
-                }
-                Class::Fenced => {
-                    self.count(TransactionOutcome::Fenced);
-                    return Err(Error::Interrupted(error));
-                }
-                Class::Retriable | Class::Abort | Class::Fatal => {
-                    self.count(TransactionOutcome::Failed);
-                    return Err(Error::Interrupted(error));
-                }
-            }
+        let checkpoint = publication.checkpoint.as_ref();
+        let (lease, metrics) = (Arc::clone(&self.lease), self.metrics.transactions.clone());
+        let session = self.settings.kafka.session_timeout;
+        let terms = Terms { lease: &lease, failures_max: FAILURES_MAX, session, metrics: &metrics };
+        let published = exactly_once::commit(&mut Attempts { publisher: self, records: &records, checkpoint }, terms)?;
+        if let (Some(()), Some(checkpoint)) = (published, checkpoint) {
+            self.published = Some(checkpoint.pointer(self.record.attempt));
         }
+        Ok(())
     }
 
-    /// After an abort: Kafka must still hold what was published before. A broker that was restarted in the midst of a
-    /// commit may have forgotten it, and the abort then takes it back, too.
+    /// After an abort: Kafka must still hold what was published before.
     fn confirm(&self) -> kafka::Result<()> {
         let range = &self.range;
-        let Some(published) = &self.published else { return Ok(()) };
-        let Some(first) = range.partitions.first() else { return Ok(()) };
-        let bound = self.settings.kafka.open_transaction_max();
-        let (group, partition) = (&self.group, first.partition);
-        let committed = kafka::offsets::committed(&self.settings, group, &range.topic, &[partition], bound)?;
-        let held = committed.get(&partition);
-        let pointer: Option<Pointer> = held.and_then(|held| serde_json::from_str(&held.metadata).ok());
-        if pointer.as_ref() == Some(published) {
-            return Ok(());
-        }
-        Err(kafka::Error::Undone {
-            topic: range.topic.clone(),
-            partition,
-            group: group.clone(),
-            held: pointer
-                .map_or_else(|| "no checkpoint".into(), |pointer| format!("checkpoint {}", pointer.checkpoint)),
-            committed: format!("checkpoint {}", published.checkpoint),
-        })
+        let (Some(published), Some(first)) = (&self.published, range.partitions.first()) else { return Ok(()) };
+        let expected = BTreeMap::from([(first.partition, published.clone())]);
+        let claim = Claim { group: &self.group, topic: &range.topic, expected: &expected };
+        claim.confirm(&self.settings, None, |partition| claim.undone(partition, None))
     }
 
-    fn attempt(
+    fn transaction(
         &mut self,
         records: &[&Written<'_>],
         checkpoint: Option<&Checkpoint>,
@@ -364,14 +313,48 @@ impl Publisher {
         Ok(())
     }
 
-    fn count(&self, outcome: TransactionOutcome) {
-        self.metrics.transactions.with_label_values(&[outcome.label()]).inc();
-    }
-
     fn offsets(&self, checkpoint: &Checkpoint) -> kafka::Result<TopicPartitionList> {
         let metadata = serde_json::to_string(&checkpoint.pointer(self.record.attempt)).unwrap_or_default();
         let places = self.range.partitions.iter().map(|place| place.partition);
         let offsets: Vec<(i32, i64)> = places.zip(checkpoint.offsets.iter().copied()).collect();
         kafka::offsets::list(&self.range.topic, &offsets, &metadata)
+    }
+}
+
+/// A publication on its way out.
+struct Attempts<'a> {
+    publisher: &'a mut Publisher,
+    records: &'a [&'a Written<'a>],
+    checkpoint: Option<&'a Checkpoint>,
+}
+
+impl Owner for Attempts<'_> {
+    type Done = ();
+    type Error = Error;
+
+    const NAME: &'static str = "a trial";
+
+    fn attempt(&mut self) -> Result<kafka::Result<Option<()>>, Error> {
+        let Publisher { lease, partition, assignment, .. } = &*self.publisher;
+        let (metadata, position) = {
+            let state = lease.hold();
+            if !state.owns(*partition, *assignment) {
+                return Err(Error::Lost);
+            }
+            let metadata = state.metadata.clone().ok_or(Error::Lost)?;
+            (metadata, state.committed.get(partition).copied().unwrap_or(0))
+        };
+        Ok(self.publisher.transaction(self.records, self.checkpoint, &metadata, position).map(Some))
+    }
+
+    fn prepare(&mut self, next: Next, error: &kafka::Error) -> Result<(), Error> {
+        if next == Next::Replace {
+            // Whoever takes the trial over next looks up what was done.
+            return Err(Error::Interrupted(error.clone()));
+        }
+        match self.checkpoint {
+            Some(_) => Ok(self.publisher.confirm()?),
+            None => Ok(()),
+        }
     }
 }

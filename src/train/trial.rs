@@ -732,7 +732,7 @@ fn check_group(
         context.settings.kafka.open_transaction_max(),
     )?;
     let Some(first) = committed.values().next() else { return Ok(()) };
-    let pointer: Option<Pointer> = serde_json::from_str(&first.metadata).ok();
+    let pointer = Pointer::of(first);
     if pointer.as_ref().is_some_and(|pointer| pointer.attempt < record.attempt) {
         return Ok(()); // left over from before `trials restart`
     }
