@@ -2,9 +2,11 @@
 
 pub mod checkpoint;
 pub mod context;
+pub mod control;
 pub mod pool;
 pub mod publish;
 pub mod record;
+pub mod schedule;
 pub mod start;
 pub mod store;
 pub mod trial;

@@ -8,7 +8,7 @@
 //!
 //! The thread that polls never trains: each trial has a thread of its own, and computes when it has its turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,14 +19,14 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 
 use super::context::Context;
-use super::store::{self, Stored};
-use super::trial::{self, Control, End, Order};
+use super::control::{Control, End, Order};
+use super::schedule::{Running, Schedule};
+use super::{store, trial};
 use crate::kafka;
 use crate::kafka::client;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
 use crate::kafka::groups::{Groups, Membership};
 use crate::metrics::TransactionOutcome;
-use crate::output::EndState;
 use crate::stage::{BoxFailure, Failure, Loaded, Spec, Stage};
 
 /// How long the thread sleeps when nothing happens.
@@ -35,9 +35,6 @@ const IDLE: Duration = Duration::from_millis(100);
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
 /// Trial threads recurse over computation graphs.
 const STACK_BYTES: usize = 32 * 1024 * 1024;
-/// Longest pause before an interrupted trial is tried again.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
-
 /// Why the stage ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -100,18 +97,7 @@ fn run(context: &Arc<Context>) -> Result<(), Error> {
     let config = client::group_member(&context.settings, &context.settings.train_group());
     let member = Member::join(&config, &context.topics.trials.name, wake.clone())?;
     let (ended, ends) = unbounded();
-    let mut pool = Pool {
-        context,
-        member,
-        wake,
-        has_begun: false,
-        owned: BTreeMap::new(),
-        trials: BTreeMap::new(),
-        running: BTreeMap::new(),
-        interrupted: BTreeMap::new(),
-        ended,
-        ends,
-    };
+    let mut pool = Pool { context, member, wake, has_begun: false, schedule: Schedule::default(), ended, ends };
     let result = pool.work();
     pool.drain();
     pool.context.own.set_assigned(false);
@@ -144,24 +130,10 @@ fn refuse_others(context: &Context) -> Result<(), Error> {
     Ok(())
 }
 
-/// A partition of `trials` that is ours.
-struct Owned {
-    assignment: u64,
-    /// Read to its end: nothing newer is known about its trials.
-    caught_up: bool,
-}
-
-struct Running {
+/// The thread that works on a trial.
+struct Worker {
     control: Control,
-    partition: i32,
-    attempt: u32,
     thread: JoinHandle<()>,
-}
-
-/// Times an interrupted trial has been tried, and when it may be tried again.
-struct Interrupted {
-    times: u32,
-    until: Instant,
 }
 
 struct Pool<'c> {
@@ -170,10 +142,7 @@ struct Pool<'c> {
     wake: Wake,
     /// It has had an assignment before, if only an empty one.
     has_begun: bool,
-    owned: BTreeMap<i32, Owned>,
-    trials: BTreeMap<String, Stored>,
-    running: BTreeMap<String, Running>,
-    interrupted: BTreeMap<String, Interrupted>,
+    schedule: Schedule<Worker>,
     // Unbounded, but holds at most one message for each running trial.
     ended: Sender<(String, End)>,
     ends: Receiver<(String, End)>,
@@ -208,7 +177,7 @@ impl Pool<'_> {
         self.order(|_| true, Order::Yield);
         fail_point!("train.pool.drain");
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
-        while !self.running.is_empty() && Instant::now() < deadline {
+        while !self.schedule.running.is_empty() && Instant::now() < deadline {
             // Rebalances go on meanwhile: a last checkpoint may have to wait for the next assignment.
             if let Err(error) = self.serve_group() {
                 tracing::warn!(%error, "while draining");
@@ -219,7 +188,7 @@ impl Pool<'_> {
             }
         }
         self.abandon(|_| true);
-        for id in self.trials.keys() {
+        for id in self.schedule.trials.keys() {
             self.context.status.forget_trial(id);
             self.context.metrics.train.forget(id);
         }
@@ -227,8 +196,8 @@ impl Pool<'_> {
 
     /// Whatever still runs is left to its last checkpoint.
     fn abandon(&self, chosen: impl Fn(i32) -> bool) {
-        let slow: Vec<&String> =
-            self.running.iter().filter(|(_, running)| chosen(running.partition)).map(|(id, _)| id).collect();
+        let running = self.schedule.running.iter();
+        let slow: Vec<&String> = running.filter(|(_, running)| chosen(running.partition)).map(|(id, _)| id).collect();
         if !slow.is_empty() {
             tracing::warn!(trials = ?slow, "drain timeout: left to their last checkpoints");
             self.order(&chosen, Order::Abandon);
@@ -268,9 +237,9 @@ impl Pool<'_> {
                 self.member.take(&positions)?;
                 let state = self.member.lease().hold();
                 for (&partition, &assignment) in &state.partitions {
-                    let _ = self.owned.entry(partition).or_insert(Owned { assignment, caught_up: false });
+                    self.schedule.own(partition, assignment);
                 }
-                tracing::info!(%group, new = partitions.len(), owned = self.owned.len(), "assigned");
+                tracing::info!(%group, new = partitions.len(), owned = state.partitions.len(), "assigned");
                 self.context.own.set_assigned(true);
             }
             Rebalance::Revoked(partitions) => {
@@ -290,30 +259,26 @@ impl Pool<'_> {
 
     fn give_up(&mut self, partitions: &[i32]) -> Result<(), Error> {
         self.member.release(partitions)?;
-        self.owned.retain(|partition, _| !partitions.contains(partition));
-        let gone: Vec<String> = self
-            .trials
-            .iter()
-            .filter(|(_, stored)| partitions.contains(&stored.partition))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in gone {
-            self.forget(&id);
+        for id in self.schedule.give_up(partitions) {
+            self.hide(&id);
         }
         self.count_states();
         Ok(())
     }
 
     fn forget(&mut self, id: &str) {
-        let _ = self.trials.remove(id);
-        let _ = self.interrupted.remove(id);
+        self.schedule.forget(id);
+        self.hide(id);
+    }
+
+    fn hide(&self, id: &str) {
         self.context.status.forget_trial(id);
         self.context.metrics.train.forget(id);
     }
 
     fn order(&self, chosen: impl Fn(i32) -> bool, order: Order) {
-        for running in self.running.values().filter(|running| chosen(running.partition)) {
-            running.control.order(order);
+        for running in self.schedule.running.values().filter(|running| chosen(running.partition)) {
+            running.worker.control.order(order);
         }
     }
 
@@ -321,7 +286,7 @@ impl Pool<'_> {
     fn end_trials(&mut self, chosen: impl Fn(i32) -> bool, order: Order) {
         self.order(&chosen, order);
         let deadline = Instant::now() + self.context.settings.run.drain_timeout;
-        while self.running.values().any(|running| chosen(running.partition)) {
+        while self.schedule.running.values().any(|running| chosen(running.partition)) {
             self.context.own.go_round();
             if Instant::now() >= deadline {
                 self.abandon(&chosen);
@@ -336,21 +301,18 @@ impl Pool<'_> {
     fn take_records(&mut self) -> Result<bool, Error> {
         let mut changed = BTreeSet::new();
         let mut taken = false;
-        let partitions: Vec<i32> = self.owned.keys().copied().collect();
-        for partition in partitions {
+        for partition in self.schedule.partitions() {
             loop {
                 let change = match self.member.poll_partition(partition) {
                     None => break,
                     Some(Ok(message)) => {
                         let (offset, key, value) = (message.offset(), message.key(), message.payload());
-                        let change = store::apply(&mut self.trials, partition, offset, key, value);
+                        let change = store::apply(&mut self.schedule.trials, partition, offset, key, value);
                         let _ = self.member.lease().hold().committed.insert(partition, offset + 1);
                         change
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => {
-                        if let Some(owned) = self.owned.get_mut(&partition) {
-                            owned.caught_up = true;
-                        }
+                        self.schedule.caught_up(partition);
                         None
                     }
                     Some(Err(source)) => {
@@ -377,33 +339,20 @@ impl Pool<'_> {
 
     /// Follows what the newest record of a trial asks for.
     fn react(&mut self, id: &str) {
-        let Some(stored) = self.trials.get(id) else {
-            if let Some(running) = self.running.get(id) {
-                running.control.order(Order::Abandon);
-            }
+        if let (Some(order), Some(running)) = (self.schedule.asked(id), self.schedule.running.get(id)) {
+            running.worker.control.order(order);
+        }
+        let Some(stored) = self.schedule.trials.get(id) else {
             self.forget(id);
             return;
         };
-        let record = &stored.record;
-        if let Some(running) = self.running.get(id) {
-            if running.attempt != record.attempt {
-                running.control.order(Order::Abandon);
-            } else if record.stop {
-                running.control.order(Order::Stop);
-            }
-        }
-        let running = self.running.contains_key(id);
+        let (record, state) = (&stored.record, self.schedule.state(id));
         self.context.status.show_trial(id, |status| {
             status.search.clone_from(&record.search);
             status.number = record.number;
             status.model = record.model.name.into();
             status.epochs = record.parameters.epochs;
-            status.state = match &record.outcome {
-                Some(outcome) => outcome.state.name(),
-                None if running => "running",
-                None => "waiting",
-            }
-            .into();
+            status.state = state.into();
         });
     }
 
@@ -417,42 +366,30 @@ impl Pool<'_> {
     }
 
     fn ended(&mut self, id: &str, end: End) {
-        if let Some(running) = self.running.remove(id) {
+        let (now, session) = (Instant::now(), self.context.settings.kafka.session_timeout);
+        if let Some(running) = self.schedule.ended(id, &end, now, session) {
             // The thread has sent its last word; joining only waits for its stack to go.
-            drop(running.thread.join());
+            drop(running.worker.thread.join());
         }
         self.context.metrics.train.forget(id);
         match end {
             End::Outcome(outcome) => {
                 let best = outcome.best.as_ref().and_then(|best| {
-                    let stored = self.trials.get(id)?;
-                    let objective = &stored.record.objective;
+                    let objective = &self.schedule.trials.get(id)?.record.objective;
                     Some((objective.name.clone(), objective.value(best)?))
                 });
                 tracing::info!(trial = %id, state = outcome.state.name(), reason = outcome.reason, epochs = outcome.epochs, best = ?best, "trial ended");
-                let _ = self.interrupted.remove(id);
-                self.context.status.change_trial(id, |status| status.state = outcome.state.name().into());
-                // The record with the outcome is on its way back to us; until then it must not be started again.
-                if let Some(stored) = self.trials.get_mut(id) {
-                    if stored.record.attempt == outcome.attempt {
-                        stored.record.outcome = Some(*outcome);
-                    }
-                }
             }
-            End::Yielded => {
-                let _ = self.interrupted.remove(id);
-                self.context.status.change_trial(id, |status| status.state = "waiting".into());
-            }
+            End::Yielded => {}
             End::Interrupted(reason) => {
-                let times = self.interrupted.get(id).map_or(1, |interrupted| interrupted.times + 1);
-                // Long enough for the group to tell us if the trial is somebody else's by now.
-                let pause = (self.context.settings.kafka.session_timeout * times).min(PAUSE_MAX);
+                let (times, pause) = self.schedule.interrupted(id, now).unwrap_or_default();
                 tracing::warn!(trial = %id, reason, times, ?pause, "trial interrupted; it goes on from its last checkpoint if it is still ours");
-                let _ = self.interrupted.insert(id.to_owned(), Interrupted { times, until: Instant::now() + pause });
-                self.context.status.change_trial(id, |status| status.state = "waiting".into());
             }
         }
-        if !self.trials.contains_key(id) {
+        if self.schedule.trials.contains_key(id) {
+            let state = self.schedule.state(id);
+            self.context.status.change_trial(id, |status| status.state = state.into());
+        } else {
             self.forget(id);
         }
         self.count_states();
@@ -460,12 +397,9 @@ impl Pool<'_> {
 
     fn start_trials(&mut self) -> Result<bool, Error> {
         let mut started = false;
-        while let Some((id, assignment)) = self.next_trial() {
-            let of = |id: &String| self.trials.get(id).map_or(0, |stored| stored.record.state_bytes());
-            let state_bytes = self.running.keys().chain([&id]).map(of).sum();
-            if !self.context.settings.train.has_place(self.running.len(), state_bytes) {
-                break;
-            }
+        let context = Arc::clone(self.context);
+        let has_place = |running, state_bytes| context.settings.train.has_place(running, state_bytes);
+        while let Some((id, assignment)) = self.schedule.next(Instant::now(), has_place) {
             self.start(&id, assignment)?;
             started = true;
         }
@@ -475,23 +409,8 @@ impl Pool<'_> {
         Ok(started)
     }
 
-    /// The oldest trial that waits, in the order of search and number.
-    fn next_trial(&self) -> Option<(String, u64)> {
-        let now = Instant::now();
-        self.trials
-            .iter()
-            .filter(|(id, stored)| stored.record.outcome.is_none() && !self.running.contains_key(*id))
-            .filter(|(id, _)| self.interrupted.get(*id).is_none_or(|interrupted| interrupted.until <= now))
-            .filter_map(|(id, stored)| {
-                let owned = self.owned.get(&stored.partition).filter(|owned| owned.caught_up)?;
-                Some(((stored.record.created_ms, stored.record.number), id.clone(), owned.assignment))
-            })
-            .min()
-            .map(|(_, id, assignment)| (id, assignment))
-    }
-
     fn start(&mut self, id: &str, assignment: u64) -> Result<(), Error> {
-        let Some(stored) = self.trials.get(id).cloned() else { return Ok(()) };
+        let Some(stored) = self.schedule.trials.get(id).cloned() else { return Ok(()) };
         let control = Control::default();
         if stored.record.stop {
             control.order(Order::Stop);
@@ -523,23 +442,13 @@ impl Pool<'_> {
             wake.notify();
         };
         let thread = std::thread::Builder::new().name(format!("trial-{id}")).stack_size(STACK_BYTES).spawn(work)?;
-        let running = Running { control, partition, attempt, thread };
-        let _ = self.running.insert(id.to_owned(), running);
+        let running = Running { partition, attempt, worker: Worker { control, thread } };
+        let _ = self.schedule.running.insert(id.to_owned(), running);
         Ok(())
     }
 
     fn count_states(&self) {
-        let mut counts: BTreeMap<&str, usize> = EndState::ALL.iter().map(|state| (state.name(), 0)).collect();
-        counts.extend([("waiting", 0), ("running", self.running.len())]);
-        for (id, stored) in &self.trials {
-            let state = match &stored.record.outcome {
-                _ if self.running.contains_key(id) => continue,
-                Some(outcome) => outcome.state.name(),
-                None => "waiting",
-            };
-            *counts.entry(state).or_default() += 1;
-        }
-        for (state, count) in counts {
+        for (state, count) in self.schedule.states() {
             crate::metrics::set(&self.context.metrics.train.trials.with_label_values(&[state]), count);
         }
     }

@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +16,7 @@ use fail::fail_point;
 
 use super::checkpoint::{EpochSums, Manifest, Progress};
 use super::context::Context;
+use super::control::{Control, End, Order};
 use super::publish::{self, Background, Checkpoint, Pointer, Publication, Publisher};
 use super::record::{TrialRecord, TRAINING_FORMAT};
 use crate::learn::fit::{Fit, FitError};
@@ -34,52 +34,6 @@ use crate::output::{EndState, Measurement, Outcome};
 
 /// How often progress is shown.
 const SHOW_INTERVAL: Duration = Duration::from_millis(250);
-
-/// What the pool wants of a running trial.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Order {
-    /// Go on.
-    Run = 0,
-    /// Checkpoint and end: the process stops or the partition goes to somebody else.
-    Yield = 1,
-    /// Checkpoint and end for good: somebody asked for it.
-    Stop = 2,
-    /// End at once: the partition belongs to somebody else already, or the trial was deleted or restarted.
-    Abandon = 3,
-}
-
-/// Carries orders to a trial's thread.
-#[derive(Clone, Default)]
-pub struct Control(Arc<AtomicU8>);
-
-impl Control {
-    /// Gives an order; a stronger one stands.
-    pub fn order(&self, order: Order) {
-        let _ = self.0.fetch_max(order as u8, Ordering::AcqRel);
-    }
-
-    /// The order that stands.
-    pub fn get(&self) -> Order {
-        match self.0.load(Ordering::Acquire) {
-            0 => Order::Run,
-            1 => Order::Yield,
-            2 => Order::Stop,
-            _ => Order::Abandon,
-        }
-    }
-}
-
-/// How a thread's work on a trial ended.
-#[derive(Debug)]
-pub enum End {
-    /// The outcome is published.
-    Outcome(Box<Outcome>),
-    /// Given up in order, to be taken over from its last checkpoint.
-    Yielded,
-    /// Not to be gone on with before ownership is confirmed.
-    Interrupted(String),
-}
 
 /// Why a trial cannot go on.
 #[derive(Debug, thiserror::Error)]
