@@ -228,9 +228,7 @@ impl Error {
 
     /// What a failpoint returns: the error that librdkafka has under this number.
     pub fn injected(number: Option<String>) -> Self {
-        let known = number.and_then(|number| RDKafkaRespErr::try_from(number.parse::<i32>().ok()?).ok());
-        let code = known.map_or(RDKafkaErrorCode::Fail, RDKafkaErrorCode::from);
-        Self::Call { action: "injected".into(), source: KafkaError::Global(code) }
+        Self::Call { action: "injected".into(), source: KafkaError::Global(injected_code(number)) }
     }
 
     /// librdkafka's code, where the error came from it.
@@ -240,6 +238,12 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// librdkafka's code of this number, for failpoints.
+pub(super) fn injected_code(number: Option<String>) -> RDKafkaErrorCode {
+    let known = number.and_then(|number| RDKafkaRespErr::try_from(number.parse::<i32>().ok()?).ok());
+    known.map_or(RDKafkaErrorCode::Fail, RDKafkaErrorCode::from)
 }
 
 /// librdkafka's code of any client error.

@@ -60,11 +60,11 @@ pub fn next(error: &Error, failures: u32, failures_max: u32) -> Next {
     }
 }
 
-fn outcome(class: Class) -> TransactionOutcome {
-    match class {
-        Class::Stale | Class::Fenced => TransactionOutcome::Fenced,
-        Class::Retriable | Class::Abort => TransactionOutcome::Aborted,
-        Class::Fatal => TransactionOutcome::Failed,
+fn outcome(class: Class, next: Next) -> TransactionOutcome {
+    match (class, next) {
+        (Class::Stale | Class::Fenced, _) => TransactionOutcome::Fenced,
+        (Class::Retriable | Class::Abort, Next::Again(_)) => TransactionOutcome::Aborted,
+        (Class::Retriable | Class::Abort | Class::Fatal, _) => TransactionOutcome::Failed,
     }
 }
 
@@ -131,10 +131,10 @@ pub fn commit<O: Owner>(owner: &mut O, terms: Terms<'_>) -> Result<Option<O::Don
             Err(error @ (Error::Data { .. } | Error::Undone { .. })) => return Err(error.into()),
             Err(error) => error,
         };
-        terms.metrics.count(outcome(error.class()));
         failures += 1;
-        tracing::warn!(%error, class = ?error.class(), failures, "a transaction of {} failed; {}", O::NAME, error.visibility());
         let next = next(&error, failures, terms.failures_max);
+        terms.metrics.count(outcome(error.class(), next));
+        tracing::warn!(%error, class = ?error.class(), failures, "a transaction of {} failed; {}", O::NAME, error.visibility());
         match next {
             // That is no failure.
             Next::AwaitAssignment if terms.lease.await_change(version, terms.session + REBALANCE) => failures = 0,
@@ -391,7 +391,7 @@ mod tests {
         let mut fake = Fake::failing([timed_out(), timed_out(), timed_out()]);
         let (done, counted) = run(&mut fake);
         assert_eq!(done.unwrap_err().code(), Some(RDKafkaErrorCode::RequestTimedOut));
-        assert_eq!((fake.attempts, counted), (3, [0, 3, 0, 0]));
+        assert_eq!((fake.attempts, counted), (3, [0, 2, 0, 1]));
     }
 
     #[test]

@@ -178,6 +178,7 @@ pub(super) fn patiently<T>(
             code_of(&error),
             Some(
                 Code::AllBrokersDown
+                    | Code::BrokerNotAvailable
                     | Code::LeaderNotAvailable
                     | Code::NotLeaderForPartition
                     | Code::UnknownPartition

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use fail::fail_point;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::FromClientConfig;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde::Deserialize;
 
 use super::client::{self, REQUEST_TIMEOUT};
-use super::error::{Error, Result};
+use super::error::{injected_code, Error, Result};
 use super::offsets::{patiently, Watermarks, PATIENCE};
 use super::transaction::DEFAULT_LIMIT_BYTES;
 use crate::config::{words, Settings};
@@ -208,23 +209,19 @@ impl Declarations {
                 limit = dead_letter_limit(settings, declaration)?.to_string();
                 topic = topic.set("max.message.bytes", &limit);
             }
-            // A cluster that was just restarted answers before it can create anything.
-            let create = || futures::executor::block_on(admin.create_topics([&topic], &options()));
-            let results = patiently(PATIENCE, create).map_err(Error::call(format!("creating topic `{name}`")))?;
-            for result in results {
-                match result {
-                    Ok(_) => {
-                        tracing::info!(topic = %name, partitions, "created topic");
-                        created.push(name.clone());
-                    }
-                    // Another process was quicker.
-                    Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                    Err((_, code)) => {
-                        return Err(Error::Topics(format!(
-                            "topic `{name}` cannot be created: {code}; create it by hand or allow this client to"
-                        )));
-                    }
+            match patiently(PATIENCE, || create(&admin, name, &topic, declaration.replication_factor)) {
+                Ok(true) => {
+                    tracing::info!(topic = %name, partitions, "created topic");
+                    created.push(name.clone());
                 }
+                // Another process was quicker.
+                Ok(false) => {}
+                Err(KafkaError::AdminOp(code)) => {
+                    return Err(Error::Topics(format!(
+                        "topic `{name}` cannot be created: {code}; create it by hand or allow this client to"
+                    )));
+                }
+                Err(error) => return Err(Error::call(format!("creating topic `{name}`"))(error)),
             }
             await_topic(&watermarks, name)?;
         }
@@ -395,6 +392,33 @@ pub fn delete_groups(settings: &Settings, groups: &[String]) -> Result<()> {
 
 fn admin(settings: &Settings) -> Result<AdminClient<DefaultClientContext>> {
     AdminClient::from_config(&client::admin(settings)).map_err(Error::call("creating a Kafka admin client"))
+}
+
+/// Creates a topic; false if it is there already.
+fn create(
+    admin: &AdminClient<DefaultClientContext>,
+    name: &str,
+    topic: &NewTopic<'_>,
+    replicas: i32,
+) -> Result<bool, KafkaError> {
+    fail_point!("kafka.topics.create", |number| Err(KafkaError::AdminOp(injected_code(number))));
+    let results = futures::executor::block_on(admin.create_topics([topic], &options()))?;
+    match results.into_iter().next() {
+        None | Some(Ok(_)) => Ok(true),
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
+        Some(Err((_, RDKafkaErrorCode::InvalidReplicationFactor))) if has_brokers(admin, replicas) => {
+            tracing::debug!(topic = %name, "brokers are not ready to hold a new topic");
+            Err(KafkaError::AdminOp(RDKafkaErrorCode::BrokerNotAvailable))
+        }
+        Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),
+    }
+}
+
+/// Whether a cluster has brokers for so many replicas: one that has just started, or did not answer for some seconds,
+/// holds no new topic before its controller has heard of it again.
+fn has_brokers(admin: &AdminClient<DefaultClientContext>, replicas: i32) -> bool {
+    let known = admin.inner().fetch_metadata(None, REQUEST_TIMEOUT).map_or(0, |metadata| metadata.brokers().len());
+    known == 0 || i32::try_from(known).is_ok_and(|known| replicas <= known)
 }
 
 fn options() -> AdminOptions {

@@ -12,13 +12,14 @@ use crate::deaths::{
 use crate::program::start;
 use crate::support::{eventually, get, read_as, Process, Progress};
 
-/// Every point that returns an error in some test here. The last lies behind a commit that has happened.
-pub const POINTS: [&str; 5] = [
+/// Every point that returns an error in some test here. `committed` lies behind a commit that has happened.
+pub const POINTS: [&str; 6] = [
     "kafka.transaction.begin",
     "kafka.transaction.send",
     "kafka.transaction.offsets",
     "kafka.transaction.commit",
     "kafka.transaction.committed",
+    "kafka.topics.create",
 ];
 
 pub fn tests() -> Vec<Trial> {
@@ -42,6 +43,7 @@ pub fn tests() -> Vec<Trial> {
             embed_goes_on("committed", &[Code::Fenced, Code::Fatal, Code::Conflict], [0, 1, 2], "BBPBBPBBPB");
         }),
         case("embed_gives_up_after_a_bounded_number_of_errors", embed_gives_up),
+        case("topics_are_created_once_brokers_are_ready_for_them", created_when_ready),
         case("train_goes_on_after_an_error_that_needs_an_abort", || {
             // Claiming the trial has sent two records.
             train_goes_on("send", "3*off->1*return", Code::TopicAuthorizationFailed, [1, 0, 0], 0);
@@ -65,6 +67,15 @@ pub fn tests() -> Vec<Trial> {
             train_goes_on("committed", "5*off->1*return", Code::Fatal, [0, 0, 1], 1);
         }),
     ]
+}
+
+/// As right after a start of the cluster, or when its controller has not heard of brokers for some seconds.
+fn created_when_ready() {
+    let settings = crate::support::settings("created");
+    let plan = format!("kafka.topics.create=3*return({})", Code::BrokerNotAvailable as i32);
+    let mut process = start(&settings, &plan, &["topics", "create"]);
+    assert_eq!(process.wait().code(), Some(0), "{}", process.stderr());
+    assert!(process.stderr().contains(&settings.topics.texts), "{}", process.stderr());
 }
 
 /// Errors are counted here, and none may come from a machine that is too slow for a short session.

@@ -51,7 +51,10 @@ pub fn bootstrap_servers() -> &'static str {
         }
         let parts = parts();
         // Lets tests take a killed process for dead sooner than Kafka's least of 6 s.
-        let properties = vec![("group.min.session.timeout.ms".into(), "1000".into())];
+        let sessions = ("group.min.session.timeout.ms".into(), "1000".into());
+        // Nobody could take its partitions over, so its own controller need not take a busy broker for dead after 9 s.
+        let broker = ("broker.session.timeout.ms".into(), "60000".into());
+        let properties = vec![sessions, broker];
         let options = LocalBrokerOptions { properties, ..LocalBrokerOptions::default() };
         let broker = LocalBroker::start(parts.kafka().expect("make parts"), &options).expect("the local Kafka starts");
         (broker.bootstrap_servers().to_owned(), Some(broker))
@@ -380,12 +383,27 @@ pub fn eventually_after(what: &str, mut done: impl FnMut() -> u64, mut condition
 /// Runs stages in this process until `done`, then drains them.
 pub fn run(settings: &Settings, stages: &[&'static Spec], mut done: impl FnMut(&Topology) -> bool) {
     let topology = Topology::start(settings, &parts(), stages).unwrap();
-    let done = || {
-        assert!(!topology.ended().is_cancelled(), "a stage ended by itself");
-        done(&topology)
-    };
-    eventually_after("the stages are done", || work(&topology), done);
+    {
+        let _told = Told(&topology);
+        let done = || {
+            assert!(!topology.ended().is_cancelled(), "a stage ended by itself");
+            done(&topology)
+        };
+        eventually_after("the stages are done", || work(&topology), done);
+    }
     topology.stop().unwrap();
+}
+
+/// Says how its stages stand when a test fails meanwhile.
+struct Told<'t>(&'t Topology);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let Topology { status, .. } = self.0;
+            eprintln!("ready: {:?}; verdicts: {:?}; trials: {:#?}", status.ready(), status.verdicts(), status.trials());
+        }
+    }
 }
 
 /// What its stages have done so far: verdicts and steps.
