@@ -22,13 +22,17 @@
 //! - [`config`]: typed settings from defaults, file, environment and flags; their relations are checked once
 //! - [`parts`]: where ONNX Runtime, models, Kafka's jars and corpora lie
 //! - [`topology`]: wires the stages together, starts them, builds them anew after failures, stops them
+//! - [`stage`]: what a stage is
 //! - [`kafka`]: clients, members of groups, transactions, topics, offsets, and a local broker
 //! - [`input`]: a record of `texts` becomes a document, or the reason why not
 //! - [`embed`]: the embed stage, documents to matrices, exactly once
 //! - [`features`]: how a matrix is written, and how a frozen range is replayed in the same order
 //! - [`models`]: kinds of models, their parameters, losses and gradients
-//! - [`train`]: the train stage: searches, trials, and the pool that runs them
+//! - [`learn`]: one trial's training: steps, evaluation, state
+//! - [`search`]: what a search file says, what a trial is, and what searches came to
+//! - [`train`]: the train stage: the pool that runs trials, and what is stored of them
 //! - [`output`]: what is published, and under which keys
+//! - [`plot`]: a search as a picture
 //! - [`metrics`]: all Prometheus handles
 //! - [`status`]: what this process is doing right now
 //! - [`http`]: both of them for others to read
@@ -66,6 +70,8 @@ pub mod train;
 pub mod search;
 
 pub mod output;
+
+pub mod plot;
 
 pub mod metrics;
 

@@ -20,9 +20,9 @@ use sweepstream::models::kind::{ModelSpec, Shape, Value};
 use sweepstream::models::registry;
 use sweepstream::output::{Key, Measurement, Outcome, Slot};
 use sweepstream::search::file::{Search, TRIALS_MAX};
+use sweepstream::search::record::TrialRecord;
 use sweepstream::train::checkpoint::{Manifest, Progress, CHUNK_BYTES};
 use sweepstream::train::publish::Pointer;
-use sweepstream::train::record::TrialRecord;
 
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;

@@ -9,11 +9,15 @@ use clap::Args;
 use super::output::{say, write_out, Progress};
 use super::produce::{produce, Input};
 use super::run::{runtime, signalled};
-use super::search;
-use super::{checkpoint, plot, trials, Environment, Result};
+use super::search::text;
+use super::{Environment, Result};
 use crate::config::Settings;
 use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
+use crate::plot::search as plot;
+use crate::search::results::Leaderboard;
 use crate::topology::{Topology, STAGES};
+use crate::train::export::export;
+use crate::train::find;
 use crate::train::start::{start, Started};
 
 /// Sentences produced.
@@ -77,15 +81,17 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     let started = start(settings, SEARCH, ".".as_ref(), |_, _| {})?;
     say(format_args!("search {} has {} trials over {count} matrices", started.id, started.trials.len()));
     train(topology, &started)?;
-    let board = search::leaderboard(settings, &started.id)?;
-    write_out(&format!("\n{}", board.text()))?;
+    let results = find::results(settings, &started.id)?;
+    let figure = plot::figure(&started.id, &results);
+    let board = Leaderboard::of(&started.id, results);
+    write_out(&format!("\n{}", text(&board)))?;
     let best = board.trials.first().context("the search has no trials")?;
     let folder = PathBuf::from(FOLDER);
     let file = folder.join("best.safetensors");
-    let exported = checkpoint::export(settings, &trials::find(settings, &best.trial)?)?;
+    let exported = export(settings, &find::trial(settings, &best.trial)?)?;
     super::file::write(&file, &exported)?;
     let picture = folder.join("search.svg");
-    plot::write(settings, &started.id, &picture, plot::Format::Svg)?;
+    super::file::write(&picture, figure.svg()?.as_bytes())?;
     let (label, share) = majority(&started);
     write_out(&format!(
         "\n\

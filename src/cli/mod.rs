@@ -5,7 +5,6 @@ mod checkpoint;
 mod completions;
 mod config;
 mod demo;
-mod figure;
 mod file;
 mod health;
 mod output;
@@ -108,6 +107,9 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || error.is::<crate::http::Error>();
     if config {
         return Some(code::CONFIG);
+    }
+    if let Some(crate::train::find::Error::Unknown { .. }) = error.downcast_ref() {
+        return Some(code::USAGE);
     }
     if let Some(error) = error.downcast_ref::<crate::train::start::Error>() {
         use crate::train::start::Error as S;

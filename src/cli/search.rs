@@ -6,23 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use serde::Serialize;
 
 use super::output::{print, say, show, table, Progress};
-use super::{connect, trials, Environment, Failure, Result};
+use super::{connect, Environment, Failure, Result};
 use crate::config::Settings;
 use crate::kafka::groups::{Groups, Membership};
-use crate::kafka::offsets::Watermarks;
-use crate::kafka::topics::delete_groups;
-use crate::models::kind::Task;
-use crate::output::{EndState, Measurement};
-use crate::search::data::one_class;
-use crate::search::objective::{Objective, LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS, VALIDATION_MACRO_F1};
-use crate::search::parameters::summary;
-use crate::text::nearest;
-use crate::train::record::TrialRecord;
+use crate::output::EndState;
+use crate::search::objective::{LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS, VALIDATION_MACRO_F1};
+use crate::search::results::{searches, Leaderboard, Listed};
 use crate::train::start::start;
-use crate::train::store::{self, Stored, Want, Written};
+use crate::train::{edit, find, store};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -117,12 +110,13 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
         }
         Command::Wait { id, timeout } => wait(settings, &id, timeout),
         Command::List { json } => {
-            let searches = searches(&store::trials(settings)?);
+            let trials = store::trials(settings)?;
+            let searches = searches(trials.values().map(|stored| &stored.record));
             Ok(show(json, &searches, || list(&searches))?)
         }
         Command::Show { id, json } => {
-            let board = leaderboard(settings, &id)?;
-            Ok(show(json, &board, || board.text())?)
+            let board = Leaderboard::of(&id, find::results(settings, &id)?);
+            Ok(show(json, &board, || text(&board))?)
         }
         Command::Delete { id } => delete(settings, &id),
     }
@@ -130,7 +124,7 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
 
 fn wait(settings: &Settings, id: &str, timeout: Option<Duration>) -> Result {
     let began = Instant::now();
-    let known = of_search(settings, id)?;
+    let known = find::search(settings, id)?;
     let total = known.len() as u64;
     let mut attendance = Attendance::new(settings)?;
     let mut is_late = false;
@@ -212,55 +206,6 @@ impl Attendance {
     }
 }
 
-/// The trials of a search, by number.
-fn of_search(settings: &Settings, id: &str) -> Result<Vec<Stored>> {
-    let all = store::trials(settings)?;
-    let mut chosen: Vec<Stored> = all.values().filter(|stored| stored.record.search == id).cloned().collect();
-    if chosen.is_empty() {
-        let known = searches(&all);
-        let ids: Vec<&str> = known.iter().map(|search| search.search.as_str()).collect();
-        let hint = nearest(id, &ids)
-            .map_or_else(|| "`sweepstream search list` shows them".into(), |near| format!("did you mean `{near}`?"));
-        return Err(Failure::usage(format!("there is no search `{id}`; {hint}")));
-    }
-    chosen.sort_by_key(|stored| stored.record.number);
-    Ok(chosen)
-}
-
-/// A search in a list.
-#[derive(Debug, Serialize)]
-struct Listed {
-    search: String,
-    trials: usize,
-    ended: usize,
-    created_ms: u64,
-    objective: String,
-    best: Option<f64>,
-}
-
-fn searches(trials: &BTreeMap<String, Stored>) -> Vec<Listed> {
-    let mut by_search: BTreeMap<&str, Vec<&TrialRecord>> = BTreeMap::new();
-    for stored in trials.values() {
-        by_search.entry(&stored.record.search).or_default().push(&stored.record);
-    }
-    let listed = |(search, records): (&str, Vec<&TrialRecord>)| {
-        let objective = records.first().map_or_else(Objective::loss, |record| record.objective.clone());
-        let outcomes = || records.iter().filter_map(|record| record.outcome.as_ref());
-        let best = outcomes().filter_map(|outcome| outcome.best.as_ref()).min_by(|a, b| objective.compare(a, b));
-        Listed {
-            search: search.to_owned(),
-            trials: records.len(),
-            ended: outcomes().count(),
-            created_ms: records.iter().map(|record| record.created_ms).min().unwrap_or(0),
-            best: best.and_then(|best| objective.value(best)),
-            objective: objective.name,
-        }
-    };
-    let mut searches: Vec<Listed> = by_search.into_iter().map(listed).collect();
-    searches.sort_by_key(|search| search.created_ms);
-    searches
-}
-
 fn list(searches: &[Listed]) -> String {
     let rows: Vec<Vec<String>> = searches
         .iter()
@@ -277,172 +222,57 @@ fn list(searches: &[Listed]) -> String {
     table(&["search", "trials", "ended", "objective", "best"], &rows)
 }
 
-/// A search's trials, best first.
-#[derive(Debug, Serialize)]
-pub struct Leaderboard {
-    /// Search id.
-    pub search: String,
-    /// What it goes by.
-    pub objective: String,
-    /// Records of the frozen range.
-    pub records: u64,
-    /// What to know before believing it.
-    pub warnings: Vec<String>,
-    /// Best first; trials without a measurement last.
-    pub trials: Vec<Entry>,
-}
-
-/// One line of a leaderboard.
-#[derive(Debug, Serialize)]
-pub struct Entry {
-    /// From 1.
-    pub rank: usize,
-    /// Trial id.
-    pub trial: String,
-    /// Number in the search.
-    pub number: u32,
-    /// Model's name.
-    pub model: &'static str,
-    /// How it ended, or `open`.
-    pub state: &'static str,
-    /// Why it ended so.
-    pub reason: Option<String>,
-    /// Epochs done.
-    pub epochs: u64,
-    /// What distinguishes it.
-    pub parameters: BTreeMap<&'static str, String>,
-    /// Its best measurement.
-    pub best: Option<Measurement>,
-    /// Of its final weights.
-    pub weights_sha256: Option<String>,
-}
-
-/// Measurements by epoch and step.
-pub type Measurements = BTreeMap<(u64, u64), Measurement>;
-
-/// The trials of a search, by number, each with what it measured.
-pub struct Results {
-    /// At least one.
-    pub trials: Vec<(TrialRecord, Measurements)>,
-}
-
-/// Reads a search's results, of running trials, too.
-///
-/// # Errors
-/// When there is no such search, or Kafka fails.
-pub fn results(settings: &Settings, id: &str) -> Result<Results> {
-    let stored = of_search(settings, id)?;
-    let places = stored.iter().map(|stored| (stored.record.trial.clone(), stored.partition)).collect();
-    let mut output = store::output(settings, &Watermarks::new(settings)?, &places, Want::Measurements)?;
-    let trials = stored.into_iter().map(|Stored { record, .. }| {
-        let measurements = output.remove(&record.trial).unwrap_or_default().measurements;
-        (record, measurements)
-    });
-    Ok(Results { trials: trials.collect() })
-}
-
-/// Ranks a search's trials.
-///
-/// # Errors
-/// As [`results`].
-pub fn leaderboard(settings: &Settings, id: &str) -> Result<Leaderboard> {
-    let Results { trials } = results(settings, id)?;
-    let objective = trials.first().map_or_else(Objective::loss, |(record, _)| record.objective.clone());
-    let records = trials.first().map_or(0, |(record, _)| record.range().records());
-    let classifier = trials.iter().find(|(record, _)| record.task() == Task::Classification);
-    let warnings = classifier.and_then(|(record, _)| one_class(record.labels.iter())).into_iter().collect();
-    let mut trials: Vec<Entry> = trials
-        .into_iter()
-        .map(|(record, measured)| {
-            let best = match &record.outcome {
-                Some(outcome) => outcome.best.clone(),
-                None => measured.values().min_by(|a, b| objective.compare(a, b)).cloned(),
-            };
-            let last = measured.keys().next_back().map_or(0, |&(epoch, _)| epoch);
-            Entry {
-                rank: 0,
-                number: record.number,
-                model: record.model.name,
-                state: trials::state(&record),
-                reason: record.outcome.as_ref().and_then(|outcome| outcome.reason.clone()),
-                epochs: record.outcome.as_ref().map_or(last, |outcome| outcome.epochs),
-                parameters: summary(record.model, &record.parameters),
-                best,
-                weights_sha256: record.outcome.as_ref().and_then(|outcome| outcome.weights_sha256.clone()),
-                trial: record.trial,
-            }
+/// As a table.
+pub fn text(board: &Leaderboard) -> String {
+    let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.4}"));
+    let rows: Vec<Vec<String>> = board
+        .trials
+        .iter()
+        .map(|entry| {
+            let best = entry.best.as_ref();
+            let parameter = |key: &str| entry.parameters.get(key).cloned().unwrap_or_else(|| "-".into());
+            vec![
+                entry.rank.to_string(),
+                entry.trial.clone(),
+                entry.model.to_owned(),
+                parameter("shape"),
+                parameter("learning_rate"),
+                parameter("batch_size"),
+                entry.state.to_owned(),
+                entry.epochs.to_string(),
+                number(best.and_then(|best| best.value(VALIDATION_ACCURACY))),
+                number(best.and_then(|best| best.value(VALIDATION_MACRO_F1))),
+                number(best.and_then(|best| best.value(VALIDATION_LOSS))),
+                number(best.and_then(|best| best.value(LOSS))),
+            ]
         })
         .collect();
-    trials.sort_by(|a, b| objective.compare_best(a.best.as_ref(), b.best.as_ref()));
-    for (i, trial) in trials.iter_mut().enumerate() {
-        trial.rank = i + 1;
-    }
-    Ok(Leaderboard { search: id.to_owned(), objective: objective.name, records, warnings, trials })
-}
-
-impl Leaderboard {
-    /// As a table.
-    pub fn text(&self) -> String {
-        let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.4}"));
-        let rows: Vec<Vec<String>> = self
-            .trials
-            .iter()
-            .map(|entry| {
-                let best = entry.best.as_ref();
-                let parameter = |key: &str| entry.parameters.get(key).cloned().unwrap_or_else(|| "-".into());
-                vec![
-                    entry.rank.to_string(),
-                    entry.trial.clone(),
-                    entry.model.to_owned(),
-                    parameter("shape"),
-                    parameter("learning_rate"),
-                    parameter("batch_size"),
-                    entry.state.to_owned(),
-                    entry.epochs.to_string(),
-                    number(best.and_then(|best| best.value(VALIDATION_ACCURACY))),
-                    number(best.and_then(|best| best.value(VALIDATION_MACRO_F1))),
-                    number(best.and_then(|best| best.value(VALIDATION_LOSS))),
-                    number(best.and_then(|best| best.value(LOSS))),
-                ]
-            })
-            .collect();
-        let headings = [
-            "#",
-            "trial",
-            "model",
-            "shape",
-            "rate",
-            "batch",
-            "state",
-            "epochs",
-            "accuracy",
-            "macro f1",
-            "val. loss",
-            "loss",
-        ];
-        let warnings: String = self.warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
-        format!(
-            "search {} over {} records, by {}\n{}{warnings}",
-            self.search,
-            self.records,
-            self.objective,
-            table(&headings, &rows)
-        )
-    }
+    let headings = [
+        "#",
+        "trial",
+        "model",
+        "shape",
+        "rate",
+        "batch",
+        "state",
+        "epochs",
+        "accuracy",
+        "macro f1",
+        "val. loss",
+        "loss",
+    ];
+    let warnings: String = board.warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
+    format!(
+        "search {} over {} records, by {}\n{}{warnings}",
+        board.search,
+        board.records,
+        board.objective,
+        table(&headings, &rows)
+    )
 }
 
 fn delete(settings: &Settings, id: &str) -> Result {
-    let stored = of_search(settings, id)?;
-    let places: BTreeMap<String, i32> =
-        stored.iter().map(|stored| (stored.record.trial.clone(), stored.partition)).collect();
-    let mut deleted = 0;
-    for (trial, partition) in &places {
-        let record = Written::Trial(trial.clone(), None);
-        deleted += trials::rewrite(settings, trial, *partition, |_| true, &record)?;
-    }
-    let groups: Vec<String> = places.keys().map(|trial| settings.trial_group(trial)).collect();
-    delete_groups(settings, &groups)?;
-    let trials = places.len();
-    say(format_args!("deleted {trials} trials of search `{id}`, {deleted} records of their output, and their groups"));
+    let edit::Deleted { trials, records } = edit::delete(settings, &find::search(settings, id)?)?;
+    say(format_args!("deleted {trials} trials of search `{id}`, {records} records of their output, and their groups"));
     Ok(())
 }

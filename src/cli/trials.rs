@@ -1,19 +1,12 @@
 //! `trials`: list, stop, restart.
 
-use std::collections::BTreeMap;
-
 use clap::{Args, Subcommand};
 
 use super::output::{say, show, table};
-use super::{connect, Environment, Failure, Result};
-use crate::config::Settings;
-use crate::kafka::offsets::Watermarks;
-use crate::kafka::transaction::TransactionalProducer;
-use crate::output::Key;
+use super::{connect, Environment, Result};
 use crate::search::parameters::summary;
-use crate::text::nearest;
-use crate::train::record::TrialRecord;
-use crate::train::store::{self, Stored, Want, Written};
+use crate::search::record::TrialRecord;
+use crate::train::{edit, find, store};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -70,22 +63,18 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
             Ok(show(json, &records, || list(&records))?)
         }
         Command::Stop { trial } => {
-            let mut stored = find(settings, &trial)?;
+            let stored = find::trial(settings, &trial)?;
             if let Some(outcome) = &stored.record.outcome {
                 say(format_args!("trial `{trial}` has ended already: {}", outcome.state.name()));
                 return Ok(());
             }
-            stored.record.stop = true;
-            store::publish(settings, &[(stored.partition, Written::trial(&stored.record))])?;
+            edit::stop(settings, &stored)?;
             say(format_args!("trial `{trial}` will stop at its next step"));
             Ok(())
         }
         Command::Restart { trial } => {
-            let stored = find(settings, &trial)?;
-            let record =
-                TrialRecord { attempt: stored.record.attempt + 1, stop: false, outcome: None, ..stored.record };
-            let _ = rewrite(settings, &trial, stored.partition, |key| !key.is_initial(), &Written::trial(&record))?;
-            say(format_args!("trial `{trial}` begins anew (attempt {})", record.attempt));
+            let attempt = edit::restart(settings, &find::trial(settings, &trial)?)?;
+            say(format_args!("trial `{trial}` begins anew (attempt {attempt})"));
             Ok(())
         }
     }
@@ -101,58 +90,8 @@ fn list(records: &[&TrialRecord]) -> String {
                 .map(|(key, value)| format!("{key}={value}"))
                 .collect();
             let reason = record.outcome.as_ref().and_then(|outcome| outcome.reason.clone()).unwrap_or_default();
-            vec![record.trial.clone(), record.model.name.into(), state(record).into(), parameters.join(" "), reason]
+            vec![record.trial.clone(), record.model.name.into(), record.state().into(), parameters.join(" "), reason]
         })
         .collect();
     table(&["trial", "model", "state", "parameters", "reason"], &rows)
-}
-
-/// What `trials` says of a trial; whether it runs just now only its process knows.
-pub fn state(record: &TrialRecord) -> &'static str {
-    match &record.outcome {
-        Some(outcome) => outcome.state.name(),
-        None if record.stop => "stopping",
-        None => "open",
-    }
-}
-
-/// Deletes chosen records of a trial's output and replaces its own record, in one transaction; returns how many
-/// records of output went.
-///
-/// The trial's transactional id is taken over first: whoever runs it can publish nothing after this.
-pub fn rewrite(
-    settings: &Settings,
-    trial: &str,
-    partition: i32,
-    chosen: impl Fn(&Key<'_>) -> bool,
-    record: &Written<'_>,
-) -> Result<usize> {
-    let mut producer = TransactionalProducer::new(settings, &settings.trial_group(trial), &[])?;
-    let place = BTreeMap::from([(trial.to_owned(), partition)]);
-    let output = store::output(settings, &Watermarks::new(settings)?, &place, Want::Checkpoints)?
-        .remove(trial)
-        .unwrap_or_default();
-    let keys: Vec<Key<'_>> = output.keys(trial).into_iter().filter(chosen).collect();
-    let mut transaction = producer.begin()?;
-    for key in &keys {
-        Written::Output(key.to_string(), key.kind(), None).send(settings, &mut transaction, partition)?;
-    }
-    record.send(settings, &mut transaction, partition)?;
-    transaction.commit()?;
-    Ok(keys.len())
-}
-
-/// A trial by its id.
-///
-/// # Errors
-/// When there is none, with the nearest id.
-pub fn find(settings: &Settings, id: &str) -> Result<Stored> {
-    let mut trials: BTreeMap<String, Stored> = store::trials(settings)?;
-    if let Some(stored) = trials.remove(id) {
-        return Ok(stored);
-    }
-    let ids: Vec<&str> = trials.keys().map(String::as_str).collect();
-    let hint = nearest(id, &ids)
-        .map_or_else(|| "`sweepstream trials list` shows them".into(), |near| format!("did you mean `{near}`?"));
-    Err(Failure::usage(format!("there is no trial `{id}`; {hint}")))
 }

@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde::Deserialize;
 
 use super::client::{self, REQUEST_TIMEOUT};
-use super::error::{injected_code, Error, Result};
+use super::error::{Error, Result};
 use super::offsets::{patiently, Watermarks, PATIENCE};
 use super::transaction::DEFAULT_LIMIT_BYTES;
 use crate::config::{words, Settings};
@@ -401,7 +401,7 @@ fn create(
     topic: &NewTopic<'_>,
     replicas: i32,
 ) -> Result<bool, KafkaError> {
-    fail_point!("kafka.topics.create", |number| Err(KafkaError::AdminOp(injected_code(number))));
+    fail_point!("kafka.topics.create", |number| Err(KafkaError::AdminOp(super::error::injected_code(number))));
     let results = futures::executor::block_on(admin.create_topics([topic], &options()))?;
     match results.into_iter().next() {
         None | Some(Ok(_)) => Ok(true),

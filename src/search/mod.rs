@@ -4,5 +4,7 @@ pub mod data;
 pub mod file;
 pub mod objective;
 pub mod parameters;
+pub mod record;
+pub mod results;
 pub mod section;
 pub mod space;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::record::TrialRecord;
 use crate::features::range::{Position, Range};
 use crate::output::{Measurement, Slot};
+use crate::search::record::TrialRecord;
 use crate::text::shortened;
 
 /// Bytes of a chunk: well below the 1 MB that brokers allow a batch by default.
@@ -205,7 +205,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::learn::fit::Fit;
-    use crate::train::record::samples;
+    use crate::search::record::samples;
 
     fn sealed(blob: &[u8]) -> (TrialRecord, Manifest) {
         let record = samples::record("t");

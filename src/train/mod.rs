@@ -3,9 +3,11 @@
 pub mod checkpoint;
 pub mod context;
 pub mod control;
+pub mod edit;
+pub mod export;
+pub mod find;
 pub mod pool;
 pub mod publish;
-pub mod record;
 pub mod schedule;
 pub mod start;
 pub mod store;

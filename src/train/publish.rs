@@ -14,7 +14,6 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Manifest, Progress};
-use super::record::TrialRecord;
 use super::store::Written;
 use crate::config::Settings;
 use crate::features::range::Range;
@@ -26,6 +25,7 @@ use crate::kafka::topics::TopicSet;
 use crate::kafka::transaction::TransactionalProducer;
 use crate::metrics::Train;
 use crate::output::Slot;
+use crate::search::record::TrialRecord;
 
 /// How often a transaction is tried again before the trial is interrupted.
 const FAILURES_MAX: u32 = 5;

@@ -169,7 +169,7 @@ impl<W> Schedule<W> {
 mod tests {
     use super::*;
     use crate::output::Outcome;
-    use crate::train::record::samples;
+    use crate::search::record::samples;
 
     const SESSION: Duration = Duration::from_secs(6);
 

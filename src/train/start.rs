@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{Manifest, Progress};
-use super::record::{TrialRecord, TRAINING_FORMAT};
 use super::store::{self, Written};
 use super::trial::now_ms;
 use crate::config::Settings;
@@ -17,6 +16,7 @@ use crate::models::kind::Task;
 use crate::output::Slot;
 use crate::search::file::Search;
 use crate::search::parameters::Configuration;
+use crate::search::record::{TrialRecord, TRAINING_FORMAT};
 use crate::search::section;
 use crate::text::{nearest, shortened};
 

@@ -12,13 +12,13 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::checkpoint::{self, Manifest};
-use super::record::TrialRecord;
 use crate::config::Settings;
 use crate::kafka::client::{self, LogContext};
 use crate::kafka::offsets::{scan, Watermarks};
 use crate::kafka::transaction::{Outgoing, TransactionalProducer};
 use crate::kafka::{Error, Result};
 use crate::output::{Key, Kind, Measurement, Outcome, Slot, KIND_HEADER};
+use crate::search::record::TrialRecord;
 use crate::text::shortened;
 
 /// Steps from one trial's partition to the next one's: prime to any count but its own multiples, so that the trials
@@ -365,7 +365,7 @@ impl<'b> Written<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::record::samples;
+    use crate::search::record::samples;
 
     #[test]
     fn trials_of_a_search_spread_over_all_partitions() {

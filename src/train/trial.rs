@@ -18,9 +18,9 @@ use super::checkpoint::{EpochSums, Manifest, Progress};
 use super::context::Context;
 use super::control::{Control, End, Order};
 use super::publish::{self, Background, Checkpoint, Pointer, Publication, Publisher};
-use super::record::{TrialRecord, TRAINING_FORMAT};
 use crate::learn::fit::{Fit, FitError};
 use crate::learn::scores::Evaluation;
+use crate::search::record::{TrialRecord, TRAINING_FORMAT};
 
 use super::store::{self, Stored, TrialOutput, Want, Written};
 use super::turns::Turn;

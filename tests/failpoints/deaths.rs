@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use sweepstream::config::Settings;
-use sweepstream::train::record::TrialRecord;
+use sweepstream::search::record::TrialRecord;
 use sweepstream::train::start::Started;
 
 use crate::case;

@@ -17,9 +17,9 @@ use sweepstream::features::codec;
 use sweepstream::features::window::Record;
 use sweepstream::learn::fit::Fit;
 use sweepstream::models::seed::{Generator, Purpose};
+use sweepstream::search::record::TrialRecord;
 use sweepstream::topology::Topology;
 use sweepstream::train::pool::TRAIN;
-use sweepstream::train::record::TrialRecord;
 use sweepstream::train::start::{self, Started};
 
 use crate::support::{self, create_topics, read, Finished, In, Out, Process, PATIENCE};

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::objective::Objective;
+use super::parameters::Parameters;
 use crate::features::range::{PartitionRange, Range};
 use crate::features::window::{Labels, Reading};
 use crate::learn::optimizer::OptimizerSpec;
 use crate::models::batch::Layout;
 use crate::models::kind::{Kind, ModelSpec, Task};
 use crate::output::Outcome;
-use crate::search::objective::Objective;
-use crate::search::parameters::Parameters;
 use crate::text::shortened;
 
 /// Changes whenever the same inputs would give other weights; a checkpoint of another version is refused.
@@ -158,6 +158,15 @@ impl TrialRecord {
         (elements * (1 + slots) * size_of::<f32>()) as u64
     }
 
+    /// How far it is, as far as the record says; whether it runs just now only its process knows.
+    pub fn state(&self) -> &'static str {
+        match &self.outcome {
+            Some(outcome) => outcome.state.name(),
+            None if self.stop => "stopping",
+            None => "open",
+        }
+    }
+
     /// The optimizer it uses.
     pub fn optimizer_spec(&self) -> OptimizerSpec {
         self.parameters.optimizer_spec()
@@ -185,7 +194,7 @@ impl TrialRecord {
 }
 
 #[cfg(test)]
-pub(super) mod samples {
+pub(crate) mod samples {
     use super::*;
 
     /// A small trial over two partitions.
