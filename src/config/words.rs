@@ -5,7 +5,7 @@ use figment::value::Value;
 use serde::de::value::StrDeserializer;
 use serde::de::DeserializeOwned;
 
-use super::{nearest, shortened};
+use crate::text::{nearest, shortened};
 
 /// A value that does not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
