@@ -251,7 +251,8 @@ fn trial(spec: &ModelSpec) {
         let _ = trial.round(BATCHES);
         drop(trial);
         let optimizer = OptimizerSpec::new(Rule::ADAMW, 1e-3);
-        let fit = Fit::restore(spec.clone(), optimizer, 1, 0, &state).unwrap();
+        let mut fit = Fit::new(spec.clone(), optimizer, 1, 0).unwrap();
+        fit.restore(&state).unwrap();
         trial = Built { fit, batches: &batches, steps: 0 };
     }
     println!("{}", peak_rss_megabytes() - before);

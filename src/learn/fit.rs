@@ -13,6 +13,7 @@ use safetensors::tensor::SafeTensors;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+use super::learner::{self, Learner, StepReport};
 use super::optimizer::{Optimizer, OptimizerError, OptimizerSpec};
 use super::scores::Evaluation;
 use super::tensor_file::{self, FileError, Stored, Values};
@@ -49,26 +50,6 @@ pub enum FitError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// The batch's mean loss before the update.
-    pub loss: f64,
-    /// Euclidean norm of the whole gradient, without weight decay; NaN if the loss is not finite.
-    pub gradient_norm: f64,
-    /// Records in the batch.
-    pub records: usize,
-}
-
-impl StepReport {
-    /// Whether the trial has left the numbers. After a loss that is not finite nothing was updated;
-    /// after a gradient that is not finite the parameters are spoilt.
-    #[must_use]
-    pub fn diverged(&self) -> bool {
-        !self.loss.is_finite() || !self.gradient_norm.is_finite()
-    }
-}
-
 /// A model in training.
 #[derive(Debug)]
 pub struct Fit {
@@ -95,32 +76,25 @@ impl Fit {
         Ok(Self { model, task, outputs, optimizer, batcher: Batcher::new(input)?, seed, trial })
     }
 
-    /// A trial where [`Fit::state`] left it. Spec, seed and trial number are the caller's to keep.
+    /// Goes on where [`Fit::state`] left a fit of the same spec, optimizer, seed and trial number.
     ///
     /// # Errors
-    /// As [`Fit::new`], and [`FileError`] for bytes that are not the state of this spec and
-    /// optimizer.
-    pub fn restore(
-        spec: ModelSpec,
-        optimizer: OptimizerSpec,
-        seed: u64,
-        trial: u32,
-        state: &[u8],
-    ) -> Result<Self, FitError> {
-        let mut fit = Self::new(spec, optimizer, seed, trial)?;
+    /// [`FileError`] for bytes that are not the state of this spec and optimizer; nothing has changed then.
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), FitError> {
         let file = SafeTensors::deserialize(state).map_err(FileError::from)?;
-        let found = tensor_file::check(&file, &fit.state_tensors())?;
-        for (place, parameter) in fit.model.parameters().specs().iter().enumerate() {
+        let found = tensor_file::check(&file, &self.state_tensors())?;
+        let rule = self.optimizer.spec().rule;
+        for (place, parameter) in self.model.parameters().specs().iter().enumerate() {
             let bytes = tensor_file::data(&found, &parameter_name(&parameter.name));
-            edit(&fit.model.parameters().value(place), |values| Dtype::F32.read(bytes, values))?;
-            for (slot, slot_name) in optimizer.rule.slots().iter().enumerate() {
+            edit(&self.model.parameters().value(place), |values| Dtype::F32.read(bytes, values))?;
+            for (slot, slot_name) in rule.slots().iter().enumerate() {
                 let bytes = tensor_file::data(&found, &slot_tensor_name(slot_name, &parameter.name));
-                Dtype::F32.read(bytes, fit.optimizer.state_mut(slot, place));
+                Dtype::F32.read(bytes, self.optimizer.state_mut(slot, place));
             }
         }
         let updates = tensor_file::data(&found, UPDATES).iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
-        fit.optimizer.set_updates(updates);
-        Ok(fit)
+        self.optimizer.set_updates(updates);
+        Ok(())
     }
 
     /// Starts from other weights (`initial_weights`): parameters under their plain names, `f32`. To
@@ -261,6 +235,36 @@ impl Fit {
             tensors.push((parameter_name(&name), stored));
         }
         tensors
+    }
+}
+
+impl Learner for Fit {
+    fn step(&mut self, batch: &[Record<'_>], epoch: u64, step: u64) -> Result<StepReport, learner::Error> {
+        Ok(Self::step(self, batch, epoch, step)?)
+    }
+
+    fn evaluation(&self) -> Evaluation {
+        Self::evaluation(self)
+    }
+
+    fn evaluate(&mut self, batch: &[Record<'_>], evaluation: &mut Evaluation) -> Result<(), learner::Error> {
+        Ok(Self::evaluate(self, batch, evaluation)?)
+    }
+
+    fn is_finite(&self) -> Result<bool, learner::Error> {
+        Ok(Self::is_finite(self)?)
+    }
+
+    fn state(&self) -> Result<Vec<u8>, learner::Error> {
+        Ok(Self::state(self)?)
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), learner::Error> {
+        Ok(Self::restore(self, state)?)
+    }
+
+    fn digest(&self) -> Result<String, learner::Error> {
+        Ok(self.weights_sha256()?)
     }
 }
 

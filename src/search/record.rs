@@ -8,6 +8,7 @@ use super::objective::Objective;
 use super::parameters::Parameters;
 use crate::features::range::{PartitionRange, Range};
 use crate::features::window::{Labels, Reading};
+use crate::learn::fit::{Fit, FitError};
 use crate::learn::optimizer::OptimizerSpec;
 use crate::models::batch::Layout;
 use crate::models::kind::{Kind, ModelSpec, Task};
@@ -156,6 +157,14 @@ impl TrialRecord {
         let elements: usize = parameters.iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum();
         let slots = self.optimizer_spec().rule.slots().len();
         (elements * (1 + slots) * size_of::<f32>()) as u64
+    }
+
+    /// Its model in training, at its beginning.
+    ///
+    /// # Errors
+    /// Settings out of range, by the names they have in a search file.
+    pub fn fit(&self) -> Result<Fit, FitError> {
+        Fit::new(self.model_spec(), self.optimizer_spec(), self.seed, self.number)
     }
 
     /// How far it is, as far as the record says; whether it runs just now only its process knows.

@@ -204,7 +204,6 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learn::fit::Fit;
     use crate::search::record::samples;
 
     fn sealed(blob: &[u8]) -> (TrialRecord, Manifest) {
@@ -308,8 +307,8 @@ mod tests {
             let hex = kept["chunk"].as_str().unwrap();
             let chunk = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
             let blob = manifest.open(Slot::Zero, &[(0, chunk)].into()).unwrap();
-            let (model, optimizer) = (record.model_spec(), record.optimizer_spec());
-            let fit = Fit::restore(model, optimizer, record.seed, record.number, &blob).unwrap();
+            let mut fit = record.fit().unwrap();
+            fit.restore(&blob).unwrap();
             assert_eq!(Some(fit.weights_sha256().unwrap()), record.outcome.unwrap().weights_sha256);
         }
     }

@@ -6,7 +6,7 @@ use super::store::{self, Stored, Want};
 use crate::config::Settings;
 use crate::kafka;
 use crate::kafka::offsets::Watermarks;
-use crate::learn::fit::{Fit, FitError};
+use crate::learn::fit::FitError;
 
 /// Why there is nothing to export.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,7 @@ pub fn export(settings: &Settings, stored: &Stored) -> Result<Vec<u8>, Error> {
         tracing::warn!(%error, "using the checkpoint before it");
     }
     let (_, blob) = newest.ok_or_else(|| Error::NoCheckpoint(record.trial.clone()))?;
-    let fit = Fit::restore(record.model_spec(), record.optimizer_spec(), record.seed, record.number, &blob)?;
+    let mut fit = record.fit()?;
+    fit.restore(&blob)?;
     Ok(fit.parameters_safetensors()?)
 }

@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{Manifest, Progress};
+use super::now_ms;
 use super::store::{self, Written};
-use super::trial::now_ms;
 use crate::config::Settings;
 use crate::features::range::{Range, Survey};
 use crate::features::survey;
 use crate::kafka;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::Declarations;
-use crate::learn::fit::{Fit, FitError};
+use crate::learn::fit::FitError;
 use crate::models::kind::Task;
 use crate::output::Slot;
 use crate::search::file::Search;
@@ -166,7 +166,7 @@ fn initial(record: &TrialRecord, file: &Path) -> Result<Vec<u8>, Error> {
         Err(source) => return Err(Error::WeightsFile { file, number, source }),
     };
     let state = || {
-        let mut fit = Fit::new(record.model_spec(), record.optimizer_spec(), record.seed, record.number)?;
+        let mut fit = record.fit()?;
         fit.load_parameters(&weights)?;
         fit.state()
     };

@@ -18,6 +18,12 @@ pub fn fit(spec: ModelSpec, rule: Rule) -> Fit {
     Fit::new(spec, OptimizerSpec::new(rule, 1e-2), 7, 3).unwrap()
 }
 
+/// What [`fit`] makes, going on from a state.
+fn restored(spec: ModelSpec, rule: Rule, state: &[u8]) -> Result<Fit, FitError> {
+    let mut fit = fit(spec, rule);
+    fit.restore(state).map(|()| fit)
+}
+
 /// Batches of different sizes and lengths; the last one is short.
 fn batches() -> Vec<Vec<Sample>> {
     let lengths: [&[usize]; 6] = [&[6, 2, 4, 9], &[1, 1, 3, 2], &[5, 5, 5, 5], &[8, 1, 2, 6], &[3, 4, 1, 6], &[2]];
@@ -30,7 +36,7 @@ fn train(spec: &ModelSpec, rule: Rule, restart: &[usize]) -> (Vec<StepReport>, V
     for (step, batch) in batches().iter().enumerate() {
         if restart.contains(&step) {
             let state = fit.state().unwrap();
-            fit = Fit::restore(spec.clone(), OptimizerSpec::new(rule, 1e-2), 7, 3, &state).unwrap();
+            fit = restored(spec.clone(), rule, &state).unwrap();
             assert_eq!(fit.state().unwrap(), state);
         }
         reports.push(fit.step(&records(batch), 0, step as u64).unwrap());
@@ -142,7 +148,7 @@ fn a_loss_that_is_no_number_updates_nothing() {
             assert!(report.diverged(), "{spec:?} {bad}: {report:?}");
             assert_eq!(report.records, 3);
             if report.loss.is_finite() {
-                fit = Fit::restore(spec.clone(), OptimizerSpec::new(Rule::ADAMW, 1e-2), 7, 3, &state).unwrap();
+                fit = restored(spec.clone(), Rule::ADAMW, &state).unwrap();
             }
             assert_eq!(fit.state().unwrap(), state);
         }
@@ -312,10 +318,7 @@ fn metadata_of_others_is_accepted() {
 #[test]
 fn a_state_of_another_model_or_optimizer_is_refused() {
     let state = fit(mlp(0.0), Rule::ADAMW).state().unwrap();
-    let restore = |spec, rule| {
-        let restored = Fit::restore(spec, OptimizerSpec::new(rule, 1e-2), 7, 3, &state);
-        restored.err().map(|error| error.to_string()).unwrap_or_default()
-    };
+    let restore = |spec, rule| restored(spec, rule, &state).err().map(|error| error.to_string()).unwrap_or_default();
     assert_eq!(restore(mlp(0.0), Rule::ADAMW), "");
     assert!(restore(mlp(0.0), Rule::SGD).starts_with("tensor optimizer/exp_avg/l1.bias is not the model's"));
     assert!(restore(mlp(0.0), Rule::RMSPROP).starts_with("tensor optimizer/square_avg/l1.bias is missing"));
@@ -325,7 +328,7 @@ fn a_state_of_another_model_or_optimizer_is_refused() {
 #[test]
 fn damaged_bytes_never_panic() {
     let state = fit(mlp(0.0), Rule::ADAMW).state().unwrap();
-    let restore = |bytes: &[u8]| Fit::restore(mlp(0.0), OptimizerSpec::new(Rule::ADAMW, 1e-2), 7, 3, bytes);
+    let restore = |bytes: &[u8]| restored(mlp(0.0), Rule::ADAMW, bytes);
     for length in 0..state.len() {
         assert!(restore(&state[..length]).is_err(), "cut at {length}");
     }
