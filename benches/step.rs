@@ -14,7 +14,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use sweepstream::features::codec::{self, Dtype};
-use sweepstream::features::window::{Record, Target};
+use sweepstream::features::window::{Example, Target};
 use sweepstream::learn::fit::Fit;
 use sweepstream::learn::optimizer::{Optimizer, OptimizerSpec, Rule};
 use sweepstream::models::batch::Batcher;
@@ -82,7 +82,7 @@ fn matrices(lengths: &[usize], dim: usize) -> Vec<Vec<u8>> {
     lengths.iter().enumerate().map(matrix).collect()
 }
 
-fn batches(matrices: &[Vec<u8>], size: usize) -> Vec<Vec<Record<'_>>> {
+fn batches(matrices: &[Vec<u8>], size: usize) -> Vec<Vec<Example<'_>>> {
     let labels = (0..LABELS as u32).cycle().map(Target::Class);
     let records: Vec<_> = matrices.iter().map(|bytes| codec::decode(bytes).unwrap()).zip(labels).collect();
     records.chunks(size).map(<[_]>::to_vec).collect()
@@ -136,12 +136,12 @@ fn milliseconds(steps: usize, mut step: impl FnMut()) -> f64 {
 /// A trial's steps as they are, from records.
 struct Built<'a> {
     fit: Fit,
-    batches: &'a [Vec<Record<'a>>],
+    batches: &'a [Vec<Example<'a>>],
     steps: usize,
 }
 
 impl<'a> Built<'a> {
-    fn new(spec: &ModelSpec, batches: &'a [Vec<Record<'a>>]) -> Self {
+    fn new(spec: &ModelSpec, batches: &'a [Vec<Example<'a>>]) -> Self {
         let fit = Fit::new(spec.clone(), OptimizerSpec::new(Rule::ADAMW, 1e-3), 1, 0).unwrap();
         Self { fit, batches, steps: 0 }
     }
@@ -159,16 +159,16 @@ impl<'a> Built<'a> {
 struct Ready<'a> {
     model: Box<dyn Model>,
     optimizer: Optimizer,
-    batchers: Vec<(Batcher, &'a [Record<'a>])>,
+    batchers: Vec<(Batcher, &'a [Example<'a>])>,
     steps: usize,
 }
 
 impl<'a> Ready<'a> {
-    fn new(spec: &ModelSpec, batches: &'a [Vec<Record<'a>>]) -> Self {
+    fn new(spec: &ModelSpec, batches: &'a [Vec<Example<'a>>]) -> Self {
         let model = spec.build(&mut Generator::new(1, 0, Purpose::Weights, 0, 0)).unwrap();
         let sizes: Vec<usize> = model.parameters().specs().iter().map(|spec| spec.shape.iter().product()).collect();
         let optimizer = Optimizer::new(OptimizerSpec::new(Rule::ADAMW, 1e-3), &sizes).unwrap();
-        let batcher = |batch: &'a Vec<Record<'a>>| (Batcher::new(spec.input()).unwrap(), batch.as_slice());
+        let batcher = |batch: &'a Vec<Example<'a>>| (Batcher::new(spec.input()).unwrap(), batch.as_slice());
         Self { model, optimizer, batchers: batches.iter().map(batcher).collect(), steps: 0 }
     }
 

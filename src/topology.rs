@@ -60,7 +60,7 @@ pub enum Error {
 
 /// Stages that are running.
 pub struct Topology {
-    stages: Vec<Running>,
+    stages: Vec<StageThread>,
     http: Option<http::Server>,
     /// What they are doing.
     pub status: Status,
@@ -74,7 +74,7 @@ pub struct Topology {
     _descriptors: descriptors::Watch,
 }
 
-struct Running {
+struct StageThread {
     name: &'static str,
     stop: CancellationToken,
     thread: JoinHandle<Result<(), Error>>,
@@ -192,7 +192,7 @@ impl Topology {
             }
         };
         let thread = std::thread::Builder::new().name(name.into()).spawn(work).map_err(Error::Thread)?;
-        self.stages.push(Running { name, stop, thread });
+        self.stages.push(StageThread { name, stop, thread });
         Ok(())
     }
 
@@ -217,7 +217,7 @@ impl Topology {
             running.stop.cancel();
         }
         let deadline = Instant::now() + self.settings.run.drain_timeout + STOP_MARGIN;
-        for Running { name, thread, .. } in self.stages.drain(..) {
+        for StageThread { name, thread, .. } in self.stages.drain(..) {
             while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -1,7 +1,7 @@
 //! The features topic: how a matrix is written, and how a frozen range is read again in the same order.
 
 pub mod codec;
-pub mod order;
+pub mod merge;
 pub mod range;
 pub mod replay;
 pub mod stream;

@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
-use super::order::Merge;
+use super::merge::Merge;
 use super::range::{class_name, Digest, Identity, PartitionRange, Position, Range, RawRecord};
 use super::window::{Reading, Target, Window};
 use crate::config::Settings;

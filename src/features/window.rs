@@ -72,7 +72,7 @@ pub enum Target {
 }
 
 /// A matrix and what a model is to make of it.
-pub type Record<'a> = (MatrixView<'a>, Target);
+pub type Example<'a> = (MatrixView<'a>, Target);
 
 /// One record of a window.
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +165,7 @@ impl Window {
     }
 
     /// The record at a place.
-    pub fn record(&self, place: u32) -> Record<'_> {
+    pub fn record(&self, place: u32) -> Example<'_> {
         let Entry { dtype, rows, start, target } = self.entries[place as usize];
         let end = start + rows * self.dim * dtype.bytes();
         (MatrixView { dtype, rows, dim: self.dim, data: &self.bytes[start..end] }, target)

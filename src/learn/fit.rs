@@ -16,9 +16,9 @@ use thiserror::Error;
 use super::learner::{self, Learner, StepReport};
 use super::optimizer::{Optimizer, OptimizerError, OptimizerSpec};
 use super::scores::Evaluation;
-use super::tensor_file::{self, FileError, Stored, Values};
+use super::tensor_file::{self, FileError, TensorData, Values};
 use crate::features::codec::Dtype;
-use crate::features::window::Record;
+use crate::features::window::Example;
 use crate::models::batch::{BatchError, Batcher};
 use crate::models::error::ModelError;
 use crate::models::kind::{ModelSpec, Task};
@@ -121,7 +121,7 @@ impl Fit {
     /// # Errors
     /// Records that are no batch, labels that are missing or unknown, and what the tensor library
     /// says.
-    pub fn step(&mut self, records: &[Record<'_>], epoch: u64, step: u64) -> Result<StepReport, FitError> {
+    pub fn step(&mut self, records: &[Example<'_>], epoch: u64, step: u64) -> Result<StepReport, FitError> {
         let batch = self.batcher.build(records)?;
         let dropout = Generator::new(self.seed, self.trial, Purpose::Dropout, epoch, step);
         let pass = self.model.forward(&batch, Some(dropout))?;
@@ -144,7 +144,7 @@ impl Fit {
     ///
     /// # Errors
     /// As [`Fit::step`].
-    pub fn evaluate(&mut self, records: &[Record<'_>], evaluation: &mut Evaluation) -> Result<(), FitError> {
+    pub fn evaluate(&mut self, records: &[Example<'_>], evaluation: &mut Evaluation) -> Result<(), FitError> {
         let batch = self.batcher.build(records)?;
         let pass = self.model.forward(&batch, None)?;
         evaluation.add(pass.loss, &pass.outputs, batch.targets);
@@ -217,20 +217,23 @@ impl Fit {
         Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    fn parameter_tensors(&self) -> Vec<(String, Stored<'_>)> {
+    fn parameter_tensors(&self) -> Vec<(String, TensorData<'_>)> {
         let parameters = self.model.parameters();
         let stored = |(place, spec): (usize, &'_ ParameterSpec)| {
-            (spec.name.clone(), Stored { shape: spec.shape.clone(), values: Values::Tensor(parameters.value(place)) })
+            (
+                spec.name.clone(),
+                TensorData { shape: spec.shape.clone(), values: Values::Tensor(parameters.value(place)) },
+            )
         };
         parameters.specs().iter().enumerate().map(stored).collect()
     }
 
-    fn state_tensors(&self) -> Vec<(String, Stored<'_>)> {
-        let mut tensors = vec![(UPDATES.into(), Stored { shape: vec![1], values: Values::Count(self.updates()) })];
+    fn state_tensors(&self) -> Vec<(String, TensorData<'_>)> {
+        let mut tensors = vec![(UPDATES.into(), TensorData { shape: vec![1], values: Values::Count(self.updates()) })];
         for (place, (name, stored)) in self.parameter_tensors().into_iter().enumerate() {
             for (slot, slot_name) in self.optimizer.spec().rule.slots().iter().enumerate() {
                 let values = Values::State(self.optimizer.state(slot, place));
-                tensors.push((slot_tensor_name(slot_name, &name), Stored { shape: stored.shape.clone(), values }));
+                tensors.push((slot_tensor_name(slot_name, &name), TensorData { shape: stored.shape.clone(), values }));
             }
             tensors.push((parameter_name(&name), stored));
         }
@@ -239,7 +242,7 @@ impl Fit {
 }
 
 impl Learner for Fit {
-    fn step(&mut self, batch: &[Record<'_>], epoch: u64, step: u64) -> Result<StepReport, learner::Error> {
+    fn step(&mut self, batch: &[Example<'_>], epoch: u64, step: u64) -> Result<StepReport, learner::Error> {
         Ok(Self::step(self, batch, epoch, step)?)
     }
 
@@ -247,7 +250,7 @@ impl Learner for Fit {
         Self::evaluation(self)
     }
 
-    fn evaluate(&mut self, batch: &[Record<'_>], evaluation: &mut Evaluation) -> Result<(), learner::Error> {
+    fn evaluate(&mut self, batch: &[Example<'_>], evaluation: &mut Evaluation) -> Result<(), learner::Error> {
         Ok(Self::evaluate(self, batch, evaluation)?)
     }
 

@@ -1,7 +1,7 @@
 //! What a trial drives: something that learns from batches, and whose state can be saved and taken up again.
 
 use super::scores::Evaluation;
-use crate::features::window::Record;
+use crate::features::window::Example;
 
 /// Why a learner cannot go on; a trial's reason to fail.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -35,7 +35,7 @@ pub trait Learner: Send {
     ///
     /// # Errors
     /// Records that are no batch for it, and failures of the computation. It must not be used afterwards.
-    fn step(&mut self, batch: &[Record<'_>], epoch: u64, step: u64) -> Result<StepReport, Error>;
+    fn step(&mut self, batch: &[Example<'_>], epoch: u64, step: u64) -> Result<StepReport, Error>;
 
     /// An evaluation without records, for what it computes.
     fn evaluation(&self) -> Evaluation;
@@ -44,7 +44,7 @@ pub trait Learner: Send {
     ///
     /// # Errors
     /// As [`Learner::step`].
-    fn evaluate(&mut self, batch: &[Record<'_>], evaluation: &mut Evaluation) -> Result<(), Error>;
+    fn evaluate(&mut self, batch: &[Example<'_>], evaluation: &mut Evaluation) -> Result<(), Error>;
 
     /// Whether what it has learned is still made of finite numbers.
     ///

@@ -57,14 +57,14 @@ pub enum FileError {
 
 /// A tensor as it stands in a file.
 #[derive(Debug)]
-pub struct Stored<'a> {
+pub struct TensorData<'a> {
     /// Its shape.
     pub shape: Vec<usize>,
     /// What it holds.
     pub values: Values<'a>,
 }
 
-/// The elements of a [`Stored`] tensor.
+/// The elements of a [`TensorData`] tensor.
 #[derive(Debug)]
 pub enum Values<'a> {
     /// `f32`.
@@ -75,7 +75,7 @@ pub enum Values<'a> {
     Count(u64),
 }
 
-impl Stored<'_> {
+impl TensorData<'_> {
     fn dtype(&self) -> Dtype {
         match self.values {
             Values::Tensor(_) | Values::State(_) => Dtype::F32,
@@ -92,7 +92,7 @@ impl Stored<'_> {
 ///
 /// # Errors
 /// What safetensors or the tensor library says.
-pub fn bytes(tensors: Vec<(String, Stored<'_>)>) -> Result<Vec<u8>, FileError> {
+pub fn bytes(tensors: Vec<(String, TensorData<'_>)>) -> Result<Vec<u8>, FileError> {
     let mut bytes = Vec::with_capacity(tensors.iter().map(|(name, stored)| name.len() + 100 + stored.size()).sum());
     emit(tensors, &mut |part| bytes.extend_from_slice(part))?;
     Ok(bytes)
@@ -103,13 +103,13 @@ pub fn bytes(tensors: Vec<(String, Stored<'_>)>) -> Result<Vec<u8>, FileError> {
 ///
 /// # Errors
 /// As [`bytes`].
-pub fn emit(mut tensors: Vec<(String, Stored<'_>)>, sink: &mut dyn FnMut(&[u8])) -> Result<(), FileError> {
+pub fn emit(mut tensors: Vec<(String, TensorData<'_>)>, sink: &mut dyn FnMut(&[u8])) -> Result<(), FileError> {
     // The library's order: the widest type first, so that everything stays aligned.
     tensors.sort_by(|(name, stored), (other_name, other)| {
         other.dtype().bitsize().cmp(&stored.dtype().bitsize()).then_with(|| name.cmp(other_name))
     });
     let mut end = 0;
-    let info = |(name, stored): &(String, Stored<'_>)| {
+    let info = |(name, stored): &(String, TensorData<'_>)| {
         let start = end;
         end += stored.size();
         (name.clone(), TensorInfo { dtype: stored.dtype(), shape: stored.shape.clone(), data_offsets: (start, end) })
@@ -148,11 +148,11 @@ fn emit_values(values: &[f32], sink: &mut dyn FnMut(&[u8])) {
 /// Names the first tensor that differs.
 pub fn check<'a>(
     file: &SafeTensors<'a>,
-    expected: &[(String, Stored<'_>)],
+    expected: &[(String, TensorData<'_>)],
 ) -> Result<BTreeMap<String, TensorView<'a>>, FileError> {
     let found: BTreeMap<String, TensorView<'a>> = file.tensors().into_iter().collect();
     let listed = || {
-        let one = |(name, stored): &(String, Stored<'_>)| format!("{name} {:?}", stored.shape);
+        let one = |(name, stored): &(String, TensorData<'_>)| format!("{name} {:?}", stored.shape);
         expected.iter().map(one).collect::<Vec<_>>().join(", ")
     };
     for (name, stored) in expected {

@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use super::tensors::edit;
 use crate::features::codec::MatrixView;
-use crate::features::window::{Record, Target};
+use crate::features::window::{Example, Target};
 
 /// Why records could not become a batch. Nothing has been changed when this is returned.
 #[derive(Debug, Error)]
@@ -129,7 +129,7 @@ impl Batcher {
     ///
     /// # Errors
     /// No records, a record that is no matrix of the model's width, or the tensor library.
-    pub fn build(&mut self, records: &[Record<'_>]) -> Result<Batch<'_>, BatchError> {
+    pub fn build(&mut self, records: &[Example<'_>]) -> Result<Batch<'_>, BatchError> {
         self.check(records)?;
         self.order.clear();
         self.order.extend(0..records.len());
@@ -151,7 +151,7 @@ impl Batcher {
         matrix.rows.min(self.spec.rows_max)
     }
 
-    fn check(&self, records: &[Record<'_>]) -> Result<(), BatchError> {
+    fn check(&self, records: &[Example<'_>]) -> Result<(), BatchError> {
         if records.is_empty() {
             return Err(BatchError::Empty);
         }
@@ -172,7 +172,7 @@ impl Batcher {
     }
 
     /// The means, summed in row order in `f32` and divided by the count.
-    fn pool(&mut self, records: &[Record<'_>]) -> Result<Vec<Tensor>, BatchError> {
+    fn pool(&mut self, records: &[Example<'_>]) -> Result<Vec<Tensor>, BatchError> {
         self.reserve(records.len())?;
         let (dim, rows_max) = (self.spec.dim, self.spec.rows_max);
         edit(&self.buffer, |buffer| {
@@ -183,7 +183,7 @@ impl Batcher {
         Ok(vec![self.buffer.narrow(0, 0, records.len())?])
     }
 
-    fn pack(&mut self, records: &[Record<'_>]) -> Result<Vec<Tensor>, BatchError> {
+    fn pack(&mut self, records: &[Example<'_>]) -> Result<Vec<Tensor>, BatchError> {
         let (dim, rows_max) = (self.spec.dim, self.spec.rows_max);
         let kept = |i: usize| records[i].0.rows.min(rows_max);
         self.order.sort_by_key(|&i| std::cmp::Reverse(kept(i)));
@@ -255,7 +255,7 @@ pub mod samples {
             Self::new(dtype, dim, &(0..rows * dim).map(value).collect::<Vec<_>>(), Some(name as u32 % 3))
         }
 
-        pub(crate) fn record(&self) -> Record<'_> {
+        pub(crate) fn record(&self) -> Example<'_> {
             let Self { dtype, rows, dim, ref bytes, label } = *self;
             (MatrixView { dtype, rows, dim, data: bytes }, label.map_or(Target::None, Target::Class))
         }
@@ -266,7 +266,7 @@ pub mod samples {
         lengths.iter().enumerate().map(|(name, &rows)| Sample::wave(dtype, rows, dim, name)).collect()
     }
 
-    pub(crate) fn records(samples: &[Sample]) -> Vec<Record<'_>> {
+    pub(crate) fn records(samples: &[Sample]) -> Vec<Example<'_>> {
         samples.iter().map(Sample::record).collect()
     }
 }

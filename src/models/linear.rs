@@ -1,7 +1,8 @@
 //! `linear`: mean of the rows → `out` (D → classes, or one number). \[pure\]
 //!
-//! Loss: mean cross-entropy over the batch, natural logarithm; or, of numbers, mean squared error. What the simplest model reaches is what any other has to
-//! beat. Layers and loss are candle-nn's, and its graph goes the way back: the shortest way to write a model.
+//! Loss: mean cross-entropy over the batch, natural logarithm; or, of numbers, mean squared error. What the simplest
+//! model reaches is what any other has to beat. Layers and loss are candle-nn's, and its graph goes the way back: the
+//! shortest way to write a model.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, VarBuilder};

@@ -14,7 +14,7 @@ use super::registry::{self, KINDS};
 use super::seed::{Generator, Purpose};
 use super::tensors::edit;
 use crate::features::codec::Dtype;
-use crate::features::window::{Record, Target};
+use crate::features::window::{Example, Target};
 
 /// A model of this kind with these of its hyper-parameters, three classes, and defaults for the rest.
 pub fn spec<const N: usize>(kind: &str, values: [(&str, Value); N], rows_max: usize, dim: usize) -> ModelSpec {
@@ -57,7 +57,7 @@ fn regressing() -> Vec<ModelSpec> {
 }
 
 /// Samples as a model of that task reads them: numbers stand for the classes.
-fn read_as<'s>(spec: &ModelSpec, samples: &'s [Sample]) -> Vec<Record<'s>> {
+fn read_as<'s>(spec: &ModelSpec, samples: &'s [Sample]) -> Vec<Example<'s>> {
     let target = |target| match target {
         Target::Class(class) if spec.task == Task::Regression => Target::Number(0.75 * class as f32 - 1.0),
         target => target,

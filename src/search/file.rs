@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::objective::Objective;
-use super::parameters::{Configuration, OptimizerName, Parameters};
+use super::parameters::{Configuration, HyperParameters, OptimizerName};
 use super::section::{refuse_unknown, Error, Section};
 use super::space::grid;
 use crate::models::kind::{Kind, Preset};
@@ -170,7 +170,7 @@ impl Search {
             value => Ok(value),
         };
         let optimizer: OptimizerName = section.optional("optimizer")?.unwrap_or(OptimizerName::AdamW);
-        let parameters = Parameters {
+        let parameters = HyperParameters {
             epochs: at_least_one("epochs", section.optional("epochs")?.unwrap_or(5))?,
             batch_size: section.optional("batch_size")?.unwrap_or(64),
             optimizer,

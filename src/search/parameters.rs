@@ -23,7 +23,7 @@ pub enum OptimizerName {
 ///
 /// Stored flat: a record has the model's own beside those of all trials, and [`Kind::settle`] tells what is neither.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Parameters {
+pub struct HyperParameters {
     /// Passes over the training split.
     pub epochs: u64,
     /// Records of a step.
@@ -61,12 +61,12 @@ pub struct Configuration {
     /// What it computes.
     pub model: &'static Kind,
     /// With which hyper-parameters.
-    pub parameters: Parameters,
+    pub parameters: HyperParameters,
     /// File with the weights to start from.
     pub initial_weights: Option<String>,
 }
 
-impl Parameters {
+impl HyperParameters {
     /// The model that these parameters describe.
     pub fn model_spec(&self, kind: &'static Kind, rows_max: usize, dim: usize, classes: usize) -> ModelSpec {
         ModelSpec { kind, task: self.task(kind), values: self.own.clone(), shape: Shape { rows_max, dim, classes } }
@@ -99,7 +99,7 @@ fn number(value: f64) -> String {
 }
 
 /// A short summary of what distinguishes a trial, for tables: sizes of the model are its `shape`.
-pub fn summary(model: &'static Kind, parameters: &Parameters) -> BTreeMap<&'static str, String> {
+pub fn summary(model: &'static Kind, parameters: &HyperParameters) -> BTreeMap<&'static str, String> {
     let mut summary = BTreeMap::from([
         ("model", model.name.to_owned()),
         ("learning_rate", number(parameters.learning_rate)),

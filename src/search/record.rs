@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::objective::Objective;
-use super::parameters::Parameters;
+use super::parameters::HyperParameters;
 use crate::features::range::{PartitionRange, Range};
 use crate::features::window::{Labels, Reading};
 use crate::learn::fit::{Fit, FitError};
@@ -32,7 +32,7 @@ pub struct TrialRecord {
     /// What it computes.
     pub model: &'static Kind,
     /// With which hyper-parameters.
-    pub parameters: Parameters,
+    pub parameters: HyperParameters,
     /// What the search tries to find.
     pub objective: Objective,
     /// The search's seed.

@@ -15,7 +15,7 @@ use super::turns::Turn;
 use super::validation::{empty, evaluate_all, Validation};
 use crate::features::range::{Position, Range};
 use crate::features::stream::{Follower, Read};
-use crate::features::window::{Record, Window};
+use crate::features::window::{Example, Window};
 use crate::kafka;
 use crate::learn::learner::{self, Learner};
 use crate::learn::scores::Evaluation;
@@ -251,7 +251,7 @@ impl<'c> Training<'c> {
     /// One update over all of `carry` and some places of `window`.
     fn step(&mut self, carry: &Window, window: &Window, places: &[u32]) -> Result<Stepped, Error> {
         let carried = (0..carry.records()).map(|place| carry.record(u32::try_from(place).unwrap_or(u32::MAX)));
-        let batch: Vec<Record<'_>> = carried.chain(places.iter().map(|&place| window.record(place))).collect();
+        let batch: Vec<Example<'_>> = carried.chain(places.iter().map(|&place| window.record(place))).collect();
         let report = self.learner.step(&batch, self.progress.epoch, self.progress.step)?;
         if report.diverged() {
             let what = if report.loss.is_finite() { "the gradient" } else { "the loss" };

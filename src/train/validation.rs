@@ -1,6 +1,6 @@
 //! The validation split, kept from epoch to epoch as far as it fits.
 
-use crate::features::window::{Record, Window};
+use crate::features::window::{Example, Window};
 use crate::learn::learner::{self, Learner};
 use crate::learn::scores::Evaluation;
 
@@ -60,7 +60,7 @@ pub(super) fn evaluate_all(
     batch_size: usize,
     evaluation: &mut Evaluation,
 ) -> Result<(), learner::Error> {
-    let all: Vec<Record<'_>> =
+    let all: Vec<Example<'_>> =
         (0..records.records()).map(|place| records.record(u32::try_from(place).unwrap_or(u32::MAX))).collect();
     all.chunks(batch_size).try_for_each(|batch| learner.evaluate(batch, evaluation))
 }

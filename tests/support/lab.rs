@@ -14,7 +14,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use sweepstream::config::Settings;
 use sweepstream::features::codec;
-use sweepstream::features::window::Record;
+use sweepstream::features::window::Example;
 use sweepstream::learn::fit::Fit;
 use sweepstream::models::seed::{Generator, Purpose};
 use sweepstream::search::record::TrialRecord;
@@ -355,7 +355,7 @@ pub fn is_validation(key: &[u8], one_in: u32) -> bool {
 }
 
 /// A record as the trial reads it.
-fn example<'o>(record: &TrialRecord, out: &'o Out) -> Record<'o> {
+fn example<'o>(record: &TrialRecord, out: &'o Out) -> Example<'o> {
     let mut view = codec::decode(out.value.as_deref().unwrap()).unwrap();
     view.rows = view.rows.min(record.rows_max);
     view.data = &view.data[..view.rows * view.dim * view.dtype.bytes()];
