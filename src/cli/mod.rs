@@ -22,7 +22,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use rdkafka::error::KafkaError;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Settings;
@@ -83,10 +82,7 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             | kafka::Error::Declaration { .. }
             | kafka::Error::Descriptors(_)
             | kafka::Error::Port { .. } => Some(code::CONFIG),
-            // Properties that make no client.
-            kafka::Error::Call { source: KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), .. } => {
-                Some(code::CONFIG)
-            }
+            error if error.is_configuration() => Some(code::CONFIG),
             // Brokers that went away again after the first answer, while topics were looked at, say.
             error if error.passes_by_itself() => Some(code::UNAVAILABLE),
             _ => None,

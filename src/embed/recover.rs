@@ -22,7 +22,8 @@ use crate::kafka;
 use crate::kafka::consumer::Member;
 use crate::kafka::exactly_once::{self, SETTLE};
 use crate::kafka::headers;
-use crate::kafka::offsets::{scan, scan_back, Committed, CommittedWatch, Extent, Watermarks};
+use crate::kafka::offsets::{Committed, CommittedWatch, Extent, Watermarks};
+use crate::kafka::scan::{scan, scan_back};
 use crate::kafka::transaction::TransactionalProducer;
 use crate::kafka::Class;
 

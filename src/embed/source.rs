@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Sender};
 use fail::fail_point;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +17,7 @@ use crate::input::{self, Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
 use crate::kafka::headers;
+use crate::kafka::reader::Polled;
 
 /// Records taken from one partition before the next has its turn, and before an idle inference thread gets what there is.
 const TURN_RECORDS: usize = 32;
@@ -195,10 +195,11 @@ impl<'c> Source<'c> {
             let mut taken = 0;
             while taken < TURN_RECORDS && self.has_room() {
                 let record = match self.member.poll_partition(partition) {
-                    None => break,
-                    Some(Ok(message)) => self.read(&message, assignment)?,
-                    Some(Err(error)) => {
-                        self.partition_error(partition, error)?;
+                    Ok(Some(Polled::Record(message))) => self.read(&message, assignment)?,
+                    Ok(None | Some(Polled::End)) => break,
+                    Ok(Some(Polled::OutOfLog)) => return Err(self.out_of_log(partition)),
+                    Err(error) => {
+                        self.passing(error)?;
                         break;
                     }
                 };
@@ -215,23 +216,12 @@ impl<'c> Source<'c> {
         Ok(false)
     }
 
-    fn partition_error(&self, partition: i32, error: KafkaError) -> Result<(), Error> {
-        let topic = &self.context.topics.texts.name;
-        match error {
-            KafkaError::PartitionEOF(_) => Ok(()),
-            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                Err(kafka::Error::data(
-                    topic,
-                    partition,
-                    format!(
-                        "the next offset of group `{}` is not in the log any more: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next",
-                        self.context.settings.embed_group()
-                    ),
-                )
-                .into())
-            }
-            source => self.passing(kafka::Error::Call { action: format!("consuming {topic}/{partition}"), source }),
-        }
+    fn out_of_log(&self, partition: i32) -> Error {
+        let message = format!(
+            "the next offset of group `{}` is not in the log any more: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next",
+            self.context.settings.embed_group()
+        );
+        kafka::Error::data(&self.context.topics.texts.name, partition, message).into()
     }
 
     fn read(&self, message: &BorrowedMessage<'_>, assignment: u64) -> Result<Record, Error> {

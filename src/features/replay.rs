@@ -1,15 +1,8 @@
 //! Replays a frozen range in computed order, window by window, epoch after epoch, through one consumer.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::RDKafkaRespErr;
 
 use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
 use super::merge::Merge;
@@ -17,9 +10,8 @@ use super::range::{class_name, Digest, Identity, PartitionRange, Position, Range
 use super::window::{Reading, Target, Window};
 use crate::config::Settings;
 use crate::input::LABEL_HEADER;
-use crate::kafka::client::{self, LogContext};
-use crate::kafka::error::is_remembered;
 use crate::kafka::headers::{self, NotText};
+use crate::kafka::reader::{LogEnd, Polled, Reader};
 use crate::kafka::{Error, Result};
 
 /// How long the broker may be silent before the wait is logged.
@@ -27,9 +19,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 
 /// A reader of one range.
 pub struct Replay {
-    // Before the consumer: a queue must not outlive it.
-    queues: Vec<PartitionQueue<LogContext>>,
-    consumer: Arc<BaseConsumer<LogContext>>,
+    reader: Reader,
     range: Range,
     reading: Reading,
     merge: Merge,
@@ -92,18 +82,10 @@ impl Replay {
         position: &Position,
         stopped: impl Fn() -> bool + Send + 'static,
     ) -> Result<Self> {
-        let config = client::replay(settings, group, range.partitions.len());
-        let consumer = BaseConsumer::from_config_and_context(&config, LogContext)
-            .map_err(Error::call(format!("creating the consumer of group `{group}`")))?;
-        let consumer = Arc::new(consumer);
-        let mut queues = Vec::with_capacity(range.partitions.len());
-        for PartitionRange { partition, .. } in &range.partitions {
-            let queue = consumer.split_partition_queue(&range.topic, *partition);
-            queues.push(queue.ok_or_else(|| Error::data(&range.topic, *partition, "there is no such partition"))?);
-        }
+        let partitions = range.partitions.iter().map(|place| place.partition).collect();
+        let reader = Reader::open(settings, group, &range.topic, partitions)?;
         let mut replay = Self {
-            queues,
-            consumer,
+            reader,
             merge: Merge::new(range.counts()),
             window: 0,
             offsets: Vec::new(),
@@ -113,8 +95,8 @@ impl Replay {
             cache: Cache { windows: Vec::new(), bytes: 0, bytes_max: settings.train.cache_bytes, complete: false },
             stopped: Box::new(stopped),
         };
-        let list = replay.take_position(position)?;
-        replay.consumer.assign(&list).map_err(Error::call(format!("reading topic `{}`", range.topic)))?;
+        replay.take_position(position)?;
+        replay.reader.assign(&replay.offsets)?;
         Ok(replay)
     }
 
@@ -139,42 +121,29 @@ impl Replay {
     /// # Errors
     /// When it is no position in this range, or the consumer cannot seek.
     pub fn seek(&mut self, position: &Position) -> Result<()> {
-        let list = self.take_position(position)?;
+        self.take_position(position)?;
         if self.cache.complete {
             return Ok(());
         }
-        let sought = self
-            .consumer
-            .seek_partitions(list, client::REQUEST_TIMEOUT)
-            .map_err(Error::call(format!("seeking in topic `{}`", self.range.topic)))?;
-        for element in sought.elements() {
-            let action = format!("seeking {}/{} to {:?}", self.range.topic, element.partition(), element.offset());
-            element.error().map_err(Error::call(action))?;
-        }
-        Ok(())
+        self.reader.seek(&self.offsets)
     }
 
-    /// Makes a position the state; returns it as the consumer wants it.
-    fn take_position(&mut self, position: &Position) -> Result<TopicPartitionList> {
+    /// Makes a position the state.
+    fn take_position(&mut self, position: &Position) -> Result<()> {
         let unfit =
             || Error::Topics(format!("{position:?} is no position in the range of topic `{}`", self.range.topic));
         let merge = Merge::resume(self.range.counts(), position.taken.clone(), position.turn).ok_or_else(unfit)?;
         let digests: Option<Vec<Digest>> =
             position.digests.iter().map(|hex| u64::from_str_radix(hex, 16).ok().map(Digest)).collect();
-        let digests = digests.filter(|digests| digests.len() == self.queues.len()).ok_or_else(unfit)?;
-        if position.offsets.len() != self.queues.len() {
+        let digests = digests.filter(|digests| digests.len() == self.range.partitions.len()).ok_or_else(unfit)?;
+        if position.offsets.len() != self.range.partitions.len() {
             return Err(unfit());
-        }
-        let mut list = TopicPartitionList::with_capacity(position.offsets.len());
-        for (PartitionRange { partition, .. }, &offset) in self.range.partitions.iter().zip(&position.offsets) {
-            list.add_partition_offset(&self.range.topic, *partition, Offset::Offset(offset))
-                .map_err(Error::call(format!("going to {}/{partition} offset {offset}", self.range.topic)))?;
         }
         self.merge = merge;
         self.digests = digests;
         self.window = position.window;
         self.offsets.clone_from(&position.offsets);
-        Ok(list)
+        Ok(())
     }
 
     /// Reads the next window.
@@ -190,8 +159,7 @@ impl Replay {
         if self.cache.complete {
             return self.cached(window);
         }
-        // Serves the consumer's own events: errors and logs.
-        drop(self.consumer.poll(Duration::ZERO));
+        self.reader.serve();
         for _ in 0..self.reading.window {
             let Some(index) = self.merge.next() else { break };
             if !self.read(index, window)? {
@@ -208,7 +176,7 @@ impl Replay {
             if self.merge.is_done() && self.cache.windows.len() as u64 == self.window {
                 self.cache.complete = true;
                 // Nothing is fetched any more; the group is committed for all the same.
-                self.consumer.unassign().map_err(Error::call(format!("leaving topic `{}`", self.range.topic)))?;
+                self.reader.unassign()?;
             }
         }
         Ok(Next::Window)
@@ -219,7 +187,7 @@ impl Replay {
         let Some((kept, after)) = self.cache.windows.get(number) else { return Ok(Next::End) };
         window.copy_from(kept);
         let after = after.clone();
-        drop(self.take_position(&after)?);
+        self.take_position(&after)?;
         Ok(Next::Window)
     }
 
@@ -228,16 +196,22 @@ impl Replay {
         // The clock is asked only where there is something to wait for: it is a twentieth of what a record costs.
         let mut waited = None;
         let message = loop {
-            match self.queues[index].poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => break message,
-                None => {}
-                Some(Err(KafkaError::PartitionEOF(_))) => self.check_eof(index)?,
-                Some(Err(error)) => self.tolerate(index, error)?,
+            match self.reader.poll(index, Duration::from_millis(100)) {
+                Ok(Some(Polled::Record(message))) => break message,
+                Ok(None) => {}
+                Ok(Some(Polled::End)) => self.check_end(index)?,
+                Ok(Some(Polled::OutOfLog)) => {
+                    let offset = self.offsets[index];
+                    return Err(self.changed(index, &format!("offset {offset} is not in the log any more: retention has eaten into the range, or the topic was recreated")));
+                }
+                Err(error) if error.is_fatal() => return Err(error),
+                // Brokers go and come back; the range does not change meanwhile.
+                Err(error) => tracing::debug!(%error, topic = %self.range.topic, "while replaying"),
             }
             if (self.stopped)() {
                 return Ok(false);
             }
-            drop(self.consumer.poll(Duration::ZERO));
+            self.reader.serve();
             if waited.get_or_insert_with(Instant::now).elapsed() > SILENCE {
                 waited = None;
                 self.check_log(index)?;
@@ -290,14 +264,10 @@ impl Replay {
         Ok(())
     }
 
-    fn check_eof(&self, index: usize) -> Result<()> {
-        let partition = self.range.partitions[index].partition;
-        let list = self.consumer.position().map_err(Error::call("asking for a position"))?;
-        let elements = list.elements();
-        let element = elements.iter().find(|element| element.partition() == partition);
-        match element.map(|element| element.offset()) {
-            // The end of the log, with records still expected below the captured end.
-            Some(Offset::Offset(position)) if position >= self.range.partitions[index].end => {
+    /// The end of the log, with records still expected below the captured end.
+    fn check_end(&self, index: usize) -> Result<()> {
+        match self.reader.position(index)? {
+            Some(position) if position >= self.range.partitions[index].end => {
                 Err(self
                     .changed(index, "it ends before all its records were read: records were deleted or compacted away"))
             }
@@ -305,48 +275,15 @@ impl Replay {
         }
     }
 
-    /// Whether brokers know the partition no more.
-    fn is_gone(&self, partition: i32) -> bool {
-        let Ok(metadata) = self.consumer.fetch_metadata(Some(&self.range.topic), client::REQUEST_TIMEOUT) else {
-            return false;
-        };
-        metadata.topics().iter().any(|topic| {
-            let unknown = topic.error() == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
-            let known = topic.partitions().iter().any(|known| known.id() == partition);
-            unknown || (topic.error().is_none() && !known)
-        })
-    }
-
     /// After a silence: a log that ends before the range does is another one, and would be waited for in vain.
     fn check_log(&self, index: usize) -> Result<()> {
-        let place = &self.range.partitions[index];
-        match self.consumer.fetch_watermarks(&self.range.topic, place.partition, client::REQUEST_TIMEOUT) {
-            Ok((_, end)) if end < place.end => Err(self.changed(
+        match self.reader.log_end(index) {
+            LogEnd::At(end) if end < self.range.partitions[index].end => Err(self.changed(
                 index,
                 &format!("its log ends at offset {end}: the topic was recreated, or records were lost"),
             )),
-            Err(error) if is_remembered(&error) && self.is_gone(place.partition) => {
-                Err(self.changed(index, "the topic was deleted"))
-            }
-            // Brokers that are away say nothing about the log.
-            Ok(_) | Err(_) => Ok(()),
-        }
-    }
-
-    fn tolerate(&self, index: usize, error: KafkaError) -> Result<()> {
-        match error {
-            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                Err(self.changed(index, &format!("offset {} is not in the log any more: retention has eaten into the range, or the topic was recreated", self.offsets[index])))
-            }
-            KafkaError::MessageConsumptionFatal(_) => Err(Error::Call {
-                action: format!("reading {}/{} at offset {}", self.range.topic, self.range.partitions[index].partition, self.offsets[index]),
-                source: error,
-            }),
-            // Brokers go and come back; the range does not change meanwhile.
-            error => {
-                tracing::debug!(%error, topic = %self.range.topic, "while replaying");
-                Ok(())
-            }
+            LogEnd::Gone => Err(self.changed(index, "the topic was deleted")),
+            LogEnd::At(_) | LogEnd::Unknown => Ok(()),
         }
     }
 

@@ -5,7 +5,8 @@ use rdkafka::message::Message;
 use super::range::{Digest, PartitionRange, Range, Survey};
 use super::replay::raw;
 use crate::config::Settings;
-use crate::kafka::offsets::{scan, Watermarks};
+use crate::kafka::offsets::Watermarks;
+use crate::kafka::scan::scan;
 use crate::kafka::{Error, Result};
 
 /// Freezes a topic as it is now and surveys it.

@@ -16,7 +16,7 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel}
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 use rdkafka::statistics::{Broker, Partition, Statistics};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
@@ -24,6 +24,7 @@ use rdkafka::types::RDKafkaRespErr;
 use super::client;
 use super::error::{Class, Error, Result};
 use super::offsets::{self, committed_of, Committed};
+use super::reader::Polled;
 
 /// Lets one thread sleep until another has something for it.
 #[derive(Clone, Default)]
@@ -256,13 +257,18 @@ impl Member {
         list
     }
 
-    /// The next record of a partition that is already here; `None` when there is none.
-    pub fn poll_partition(&self, partition: i32) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
-        let polled = self.queues.get(&partition)?.poll(Duration::ZERO)?;
+    /// What of a partition is already here; nothing, if nothing is.
+    ///
+    /// # Errors
+    /// What librdkafka says of the partition; the caller decides by [`Error::passes_by_itself`].
+    pub fn poll_partition(&self, partition: i32) -> Result<Option<Polled<'_>>> {
+        let Some(polled) = self.queues.get(&partition).and_then(|queue| queue.poll(Duration::ZERO)) else {
+            return Ok(None);
+        };
         if let Ok(message) = &polled {
             let _ = self.consumer.context().polled.lock().insert(partition, message.offset() + 1);
         }
-        Some(polled)
+        Polled::of(polled, &self.topic, partition).map(Some)
     }
 
     /// Offsets committed for partitions; a partition without one is absent from the answer.

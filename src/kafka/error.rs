@@ -153,6 +153,12 @@ impl Error {
         Self::Call { action: format!("committing for topic `{topic}`"), source }
     }
 
+    /// The log of a partition does not hold the offset that is to be read next.
+    pub fn out_of_log(topic: &str, partition: i32) -> Self {
+        let source = KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset);
+        Self::Call { action: format!("consuming {topic}/{partition}"), source }
+    }
+
     /// A missing stretch of data.
     pub fn data(topic: &str, partition: i32, message: impl Into<String>) -> Self {
         Self::Data { topic: topic.to_owned(), partition, message: message.into() }
@@ -229,6 +235,16 @@ impl Error {
     /// What a failpoint returns: the error that librdkafka has under this number.
     pub fn injected(number: Option<String>) -> Self {
         Self::Call { action: "injected".into(), source: KafkaError::Global(injected_code(number)) }
+    }
+
+    /// Is the client dead?
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Call { source: KafkaError::MessageConsumptionFatal(_), .. })
+    }
+
+    /// Are there properties of which librdkafka makes no client?
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Call { source: KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), .. })
     }
 
     /// librdkafka's code, where the error came from it.

@@ -10,6 +10,8 @@ pub mod headers;
 pub mod local;
 pub mod offsets;
 pub mod ports;
+pub mod reader;
+pub mod scan;
 pub mod topics;
 pub mod transaction;
 

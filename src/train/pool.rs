@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{unbounded, Receiver, Sender};
 use fail::fail_point;
-use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 
 use super::context::Context;
@@ -26,6 +25,7 @@ use crate::kafka;
 use crate::kafka::client;
 use crate::kafka::consumer::{Member, Rebalance, Wake};
 use crate::kafka::groups::{Groups, Membership};
+use crate::kafka::reader::Polled;
 use crate::metrics::TransactionOutcome;
 use crate::stage::{BoxFailure, Failure, Loaded, Spec, Stage};
 
@@ -304,25 +304,22 @@ impl Pool<'_> {
         for partition in self.schedule.partitions() {
             loop {
                 let change = match self.member.poll_partition(partition) {
-                    None => break,
-                    Some(Ok(message)) => {
+                    Ok(None) => break,
+                    Ok(Some(Polled::Record(message))) => {
                         let (offset, key, value) = (message.offset(), message.key(), message.payload());
                         let change = store::apply(&mut self.schedule.trials, partition, offset, key, value);
                         let _ = self.member.lease().hold().committed.insert(partition, offset + 1);
                         change
                     }
-                    Some(Err(KafkaError::PartitionEOF(_))) => {
+                    Ok(Some(Polled::End)) => {
                         self.schedule.caught_up(partition);
                         None
                     }
-                    Some(Err(source)) => {
-                        let action = format!("consuming {}/{partition}", self.context.topics.trials.name);
-                        let error = kafka::Error::Call { action, source };
-                        if error.passes_by_itself() {
-                            break;
-                        }
-                        return Err(error.into());
+                    Ok(Some(Polled::OutOfLog)) => {
+                        return Err(kafka::Error::out_of_log(&self.context.topics.trials.name, partition).into());
                     }
+                    Err(error) if error.passes_by_itself() => break,
+                    Err(error) => return Err(error.into()),
                 };
                 taken = true;
                 changed.extend(change);

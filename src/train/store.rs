@@ -2,19 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use fail::fail_point;
-use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::checkpoint::{self, Manifest};
 use crate::config::Settings;
-use crate::kafka::client::{self, LogContext};
-use crate::kafka::offsets::{scan, Watermarks};
+use crate::kafka::offsets::Watermarks;
+use crate::kafka::scan::{self, scan};
 use crate::kafka::transaction::{Outgoing, TransactionalProducer};
 use crate::kafka::{Error, Result};
 use crate::output::{Key, Kind, Measurement, Outcome, Slot, KIND_HEADER};
@@ -245,30 +240,14 @@ pub fn follow(
         follow(message, &mut trials);
         Ok::<(), Error>(())
     })?;
-    let mut list = TopicPartitionList::with_capacity(extents.len());
-    for (&partition, extent) in &extents {
-        list.add_partition_offset(topic, partition, Offset::Offset(extent.end))
-            .map_err(Error::call(format!("reading {topic}/{partition}")))?;
-    }
-    let config = client::replay(settings, &format!("{}.follow", settings.application_id), 1);
-    let consumer: BaseConsumer<LogContext> =
-        BaseConsumer::from_config_and_context(&config, LogContext).map_err(Error::call("creating a Kafka client"))?;
-    consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
     fail_point!("train.store.follow");
-    while each(&trials) {
-        match consumer.poll(Duration::from_secs(1)) {
-            Some(Ok(message)) => follow(&message, &mut trials),
-            Some(Err(KafkaError::PartitionEOF(_))) | None => {}
-            Some(Err(source)) => {
-                let error = Error::Call { action: format!("following topic `{topic}`"), source };
-                if !error.passes_by_itself() {
-                    return Err(error);
-                }
-                tracing::debug!(%error, "while following trials");
-            }
+    let ends = extents.into_iter().map(|(partition, extent)| (partition, extent.end)).collect();
+    scan::follow(settings, topic, &ends, |message| {
+        if let Some(message) = message {
+            follow(message, &mut trials);
         }
-    }
-    Ok(())
+        each(&trials)
+    })
 }
 
 /// Writes to `trials` and `output` from outside the pool, in one transaction.
