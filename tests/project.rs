@@ -241,6 +241,16 @@ fn pure_files_know_no_runtime_no_kafka_and_no_clock() {
     }
 }
 
+#[test]
+fn outside_the_kafka_room_only_messages_are_the_client_librarys() {
+    for path in files("src").into_iter().filter(|path| !path.starts_with("src/kafka/")) {
+        for used in paths_after(&code(&path), "rdkafka::") {
+            let module = used.split("::").next().unwrap_or("");
+            assert_eq!(module, "message", "{path} uses rdkafka::{used}");
+        }
+    }
+}
+
 // --- Files beside the code
 
 #[test]

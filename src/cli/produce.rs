@@ -3,16 +3,11 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{anyhow, Context};
 use clap::Args;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
 use tokio_util::sync::CancellationToken;
 
 use super::output::{say, Progress};
@@ -20,13 +15,11 @@ use super::run::{runtime, signalled};
 use super::{code, connect, Environment, Failure, Result};
 use crate::config::{InputFormat, Settings};
 use crate::input::{json_document, LABEL_HEADER};
-use crate::kafka::client;
-use crate::kafka::topics::{describe, Declarations};
+use crate::kafka::outbox::{Outbox, Undelivered};
+use crate::kafka::topics::Declarations;
 
 /// Lines that are read ahead.
 const LINES_AHEAD: usize = 64;
-/// What librdkafka puts into a batch, and takes as a record, unless told otherwise.
-const CLIENT_LIMIT_BYTES: usize = 1_000_000;
 /// How often a wait looks whether it is over otherwise.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -65,6 +58,14 @@ pub struct Input {
     pub label: Option<String>,
 }
 
+impl Input {
+    /// False if it could not be queued.
+    fn send(&self, outgoing: &Outbox, number: usize) -> bool {
+        let label = self.label.as_ref().map(|label| (LABEL_HEADER, label.as_bytes()));
+        outgoing.send(number, self.key.as_deref(), &self.value, label)
+    }
+}
+
 pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     connect(environment)?;
     let settings = &environment.settings;
@@ -79,12 +80,12 @@ pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     };
     let runtime = runtime()?;
     let interrupted = runtime.block_on(async { signalled() })?;
-    let outgoing = Outgoing::new(settings, interrupted)?;
+    let outgoing = Outbox::new(settings, &settings.topics.texts, interrupted)?;
     let lines = read_ahead(reader)?;
     let (last, stop) = feed(settings, arguments, &lines, &outgoing);
     outgoing.settle(settings.run.drain_timeout);
     match (outgoing.first_failure(), stop) {
-        (Some(failure), _) => Err(outgoing.report(&failure, &name, arguments.skip)),
+        (Some(failure), _) => Err(report(&outgoing, &failure, &name, arguments.skip)),
         (None, Some(stop)) => Err(stop.report(&name, arguments.skip, last)),
         (None, None) => {
             say(format_args!("produced {} records to topic `{}`", last - arguments.skip, settings.topics.texts));
@@ -132,7 +133,7 @@ fn feed(
     settings: &Settings,
     arguments: &Arguments,
     lines: &Receiver<io::Result<Vec<u8>>>,
-    outgoing: &Outgoing,
+    outgoing: &Outbox,
 ) -> (usize, Option<Stop>) {
     let json = arguments.json || settings.input.format == InputFormat::Json;
     let mut last = 0;
@@ -155,7 +156,7 @@ fn feed(
             let record = if json { from_json(settings, line) } else { plain(line) };
             match record {
                 Err(invalid) => return (last, Some(Stop::Line(invalid))),
-                Ok(record) if outgoing.send(last + 1, &record) => {}
+                Ok(record) if record.send(outgoing, last + 1) => {}
                 Ok(_) => return (last, outgoing.interrupted().then_some(Stop::Interrupted)),
             }
         }
@@ -225,10 +226,10 @@ fn delivered(count: usize) -> String {
 /// # Errors
 /// The first record that was not delivered.
 pub fn produce(settings: &Settings, records: Vec<Input>, progress: &mut Progress) -> anyhow::Result<usize> {
-    let outgoing = Outgoing::new(settings, CancellationToken::new())?;
+    let outgoing = Outbox::new(settings, &settings.topics.texts, CancellationToken::new())?;
     let mut count = 0;
     for record in records {
-        if !outgoing.send(count + 1, &record) || outgoing.first_failure().is_some() {
+        if !record.send(&outgoing, count + 1) || outgoing.first_failure().is_some() {
             break;
         }
         count += 1;
@@ -236,175 +237,38 @@ pub fn produce(settings: &Settings, records: Vec<Input>, progress: &mut Progress
     }
     outgoing.settle(settings.run.drain_timeout);
     match outgoing.first_failure() {
-        Some(Undelivered { line, error }) => Err(error).with_context(|| format!("record {line} was not delivered")),
+        Some(undelivered) => {
+            let number = undelivered.number;
+            Err(undelivered).with_context(|| format!("record {number} was not delivered"))
+        }
         None => Ok(count),
     }
 }
 
-/// Records on their way to the input topic, by the numbers of their lines.
-struct Outgoing {
-    topic: String,
-    /// What bounds a record, in words.
-    limit: String,
-    producer: ThreadedProducer<Deliveries>,
-    deliveries: Deliveries,
-    interrupted: CancellationToken,
-}
-
-impl Outgoing {
-    fn new(settings: &Settings, interrupted: CancellationToken) -> anyhow::Result<Self> {
-        let topic = settings.topics.texts.clone();
-        let mut config = client::producer(settings);
-        let set = |name: &str| settings.kafka.properties.get(name);
-        // Who may only write is not told.
-        let configs = describe(settings, std::iter::once(topic.as_str())).unwrap_or_default();
-        let limit: Option<usize> = configs.get(&topic).and_then(|config| config.get("max.message.bytes")?.parse().ok());
-        let mut words = format!(
-            "`message.max.bytes` of this client is {}; raise it in `kafka.properties`",
-            set("message.max.bytes").map_or("1000000", String::as_str)
-        );
-        if let Some(limit) = limit {
-            // What the broker refuses is a batch: one that is over the limit must not hold other records.
-            if set("batch.size").is_none() {
-                let _ = config.set("batch.size", limit.clamp(1, CLIENT_LIMIT_BYTES).to_string());
-            }
-            if set("message.max.bytes").is_none() {
-                // The broker weighs what was compressed, the client what was not.
-                let compressed = set("compression.type").or(set("compression.codec")).is_some();
-                let least = if compressed { CLIENT_LIMIT_BYTES } else { 1_000 };
-                let _ = config.set("message.max.bytes", limit.clamp(least, 1_000_000_000).to_string());
-            }
-            if set("message.max.bytes").and_then(|bytes| bytes.parse().ok()).is_none_or(|bytes: usize| limit < bytes) {
-                words = format!("`max.message.bytes` of topic `{topic}` is {limit}; raise it");
-            }
-        }
-        let deliveries = Deliveries::default();
-        let producer = ThreadedProducer::from_config_and_context(&config, deliveries.clone())?;
-        Ok(Self { topic, limit: words, producer, deliveries, interrupted })
-    }
-
-    fn interrupted(&self) -> bool {
-        self.interrupted.is_cancelled()
-    }
-
-    /// The first line, by its number, whose record was not delivered.
-    fn first_failure(&self) -> Option<Undelivered> {
-        self.deliveries.0.lock().failure.clone()
-    }
-
-    /// Queues a record, however long the queue is full; false after an interrupt, or if the client refuses it.
-    fn send(&self, line: usize, record: &Input) -> bool {
-        let mut outgoing: BaseRecord<'_, [u8], [u8], usize> =
-            BaseRecord::with_opaque_to(&self.topic, line).payload(&record.value);
-        outgoing.key = record.key.as_deref();
-        if let Some(label) = &record.label {
-            let header = Header { key: LABEL_HEADER, value: Some(label) };
-            outgoing.headers = Some(OwnedHeaders::new().insert(header));
-        }
-        loop {
-            match self.producer.send(outgoing) {
-                Ok(()) => return true,
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
-                    outgoing = refused;
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err((error, _)) => {
-                    self.deliveries.failed(line, error);
-                    return false;
-                }
-            }
-            if self.interrupted() {
-                return false;
-            }
-        }
-    }
-
-    /// Waits until each record has its verdict; after an interrupt, so long at most.
-    fn settle(&self, after_interrupt: Duration) {
-        let mut until = None;
-        // The producer's own thread serves delivery reports, so this only waits.
-        while self.producer.in_flight_count() > 0 {
-            std::thread::sleep(Duration::from_millis(2));
-            if self.interrupted() && Instant::now() > *until.get_or_insert_with(|| Instant::now() + after_interrupt) {
-                self.producer.purge(PurgeConfig::default().queue().inflight());
-            }
-        }
-    }
-
-    /// What to tell the user, once each record has its verdict, of the first line that was not delivered.
-    fn report(&self, Undelivered { line, error }: &Undelivered, name: &str, skip: usize) -> Failure {
-        let before = line - 1 - skip;
-        let after = self.deliveries.0.lock().delivered.saturating_sub(before);
-        let (why, mend) = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
-                (format!("it is too large: {}", self.limit), format!(", or leave it out with `--skip {line}`"))
-            }
-            Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => {
-                ("interrupted while it was under way".to_owned(), String::new())
-            }
-            _ => (error.to_string(), String::new()),
-        };
-        let again = match (after, mend.is_empty()) {
-            // It has its verdict, and so have those after it.
-            (0, false) => String::new(),
-            (after, false) => format!(" (those {after} then come twice)"),
-            (after, true) => format!(" (it and later ones may have arrived all the same, {after} of them for certain)"),
-        };
-        let error = anyhow!(
-            "{name} line {line} was not delivered: {why}; {} before it and {after} after it; go on without loss with \
-             `--skip {}`{mend}{again}",
-            delivered(before),
-            line - 1
-        );
-        let code = if self.interrupted() { code::INTERRUPTED } else { code::FAILURE };
-        Failure { code, error }
-    }
-}
-
-/// What became of records so far.
-#[derive(Clone, Default)]
-struct Deliveries(Arc<parking_lot::Mutex<Verdicts>>);
-
-#[derive(Default)]
-struct Verdicts {
-    delivered: usize,
-    failure: Option<Undelivered>,
-}
-
-/// A record that was not delivered.
-#[derive(Clone, Debug)]
-struct Undelivered {
-    line: usize,
-    error: KafkaError,
-}
-
-impl Deliveries {
-    /// Reports come by partition, so a later one may be of an earlier line.
-    fn failed(&self, line: usize, error: KafkaError) {
-        let failure = &mut self.0.lock().failure;
-        if failure.as_ref().is_none_or(|first| line < first.line) {
-            *failure = Some(Undelivered { line, error });
-        }
-    }
-}
-
-impl rdkafka::ClientContext for Deliveries {
-    fn log(&self, _: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "rdkafka", facility, "{message}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "rdkafka", %error, reason, "producer error");
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, line: usize) {
-        match result {
-            Ok(_) => self.0.lock().delivered += 1,
-            Err((error, _)) => self.failed(line, error.clone()),
-        }
-    }
+/// What to tell the user, once each record has its verdict, of the first line that was not delivered.
+fn report(outgoing: &Outbox, undelivered: &Undelivered, name: &str, skip: usize) -> Failure {
+    let line = undelivered.number;
+    let before = line - 1 - skip;
+    let after = outgoing.delivered().saturating_sub(before);
+    let (why, mend) = if undelivered.is_too_large() {
+        (format!("it is too large: {}", outgoing.limit()), format!(", or leave it out with `--skip {line}`"))
+    } else if undelivered.was_taken_back() {
+        ("interrupted while it was under way".to_owned(), String::new())
+    } else {
+        (undelivered.to_string(), String::new())
+    };
+    let again = match (after, mend.is_empty()) {
+        // It has its verdict, and so have those after it.
+        (0, false) => String::new(),
+        (after, false) => format!(" (those {after} then come twice)"),
+        (after, true) => format!(" (it and later ones may have arrived all the same, {after} of them for certain)"),
+    };
+    let error = anyhow!(
+        "{name} line {line} was not delivered: {why}; {} before it and {after} after it; go on without loss with \
+         `--skip {}`{mend}{again}",
+        delivered(before),
+        line - 1
+    );
+    let code = if outgoing.interrupted() { code::INTERRUPTED } else { code::FAILURE };
+    Failure { code, error }
 }

@@ -11,9 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
 use fail::fail_point;
-use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::Message;
-use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Error};
@@ -23,7 +21,7 @@ use crate::input::{Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Lease, LeaseState, Wake};
 use crate::kafka::exactly_once::{self, Claim, Next, Owner, Terms};
-use crate::kafka::offsets::CommittedWatch;
+use crate::kafka::offsets::{CommittedWatch, Offsets};
 use crate::kafka::topics;
 use crate::kafka::transaction::{Outgoing, Transaction, TransactionalProducer};
 
@@ -157,7 +155,7 @@ impl<'c> Committer<'c> {
         })
     }
 
-    fn offsets(&self, next: &BTreeMap<i32, i64>) -> kafka::Result<TopicPartitionList> {
+    fn offsets(&self, next: &BTreeMap<i32, i64>) -> kafka::Result<Offsets> {
         let next: Vec<(i32, i64)> = next.iter().map(|(&partition, &offset)| (partition, offset)).collect();
         let metadata = recover::mark(self.context, &self.context.transactional_id, false);
         kafka::offsets::list(&self.context.topics.texts.name, &next, &metadata)
@@ -315,7 +313,7 @@ impl Owner for Verdicts<'_, '_> {
     }
 
     fn prepare(&mut self, next: Next, error: &kafka::Error) -> Result<(), Error> {
-        if error.code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+        if error.code() == Some(kafka::Code::MessageSizeTooLarge) {
             self.committer.refused_size = true;
             self.committer.refresh_limits()?;
         }

@@ -10,8 +10,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use fail::fail_point;
-use rdkafka::consumer::ConsumerGroupMetadata;
-use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Message};
 
 use super::beginning::{self, Beginning, By, Found, Refusal};
@@ -19,7 +17,7 @@ use super::context::{Context, Error};
 use super::writers::{self, Mark};
 use crate::features::codec::{source_digest, DIGEST_HEADER, SOURCE_HEADER};
 use crate::kafka;
-use crate::kafka::consumer::Member;
+use crate::kafka::consumer::{GroupMetadata, Member};
 use crate::kafka::exactly_once::{self, SETTLE};
 use crate::kafka::headers;
 use crate::kafka::offsets::{Committed, CommittedWatch, Extent, Watermarks};
@@ -50,7 +48,7 @@ pub(super) fn positions(
     let recovery = Recovery { context, watermarks: Watermarks::new(&context.settings)? };
     let mut ended = recovery.end_open_transactions(member, &recovery.open(partitions)?)?;
     let committed = match member.committed(partitions, UNSTABLE) {
-        Err(error) if error.code() == Some(RDKafkaErrorCode::OperationTimedOut) => {
+        Err(error) if error.code() == Some(kafka::Code::OperationTimedOut) => {
             ended.extend(recovery.end_open_transactions(member, partitions)?);
             member.committed(partitions, context.settings.kafka.open_transaction_max())?
         }
@@ -88,7 +86,7 @@ pub(super) fn scrub(
     producer: &mut TransactionalProducer,
     positions: &[(i32, i64)],
     owner: &str,
-    metadata: &ConsumerGroupMetadata,
+    metadata: &GroupMetadata,
 ) -> kafka::Result<()> {
     let (features, dead) = (&context.topics.features, &context.topics.dead_letters);
     let places = |&(partition, _): &(i32, i64)| {

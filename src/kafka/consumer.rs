@@ -26,6 +26,9 @@ use super::error::{Class, Error, Result};
 use super::offsets::{self, committed_of, Committed};
 use super::reader::Polled;
 
+/// What a group knows a member by.
+pub type GroupMetadata = ConsumerGroupMetadata;
+
 /// Lets one thread sleep until another has something for it.
 #[derive(Clone, Default)]
 pub struct Wake(Arc<(Mutex<bool>, Condvar)>);

@@ -116,6 +116,9 @@ pub enum Error {
     },
 }
 
+/// What librdkafka, or a broker, says.
+pub type Code = RDKafkaErrorCode;
+
 /// What follows from an error of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {

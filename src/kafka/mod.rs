@@ -9,10 +9,11 @@ pub mod groups;
 pub mod headers;
 pub mod local;
 pub mod offsets;
+pub mod outbox;
 pub mod ports;
 pub mod reader;
 pub mod scan;
 pub mod topics;
 pub mod transaction;
 
-pub use error::{Class, Error, Result};
+pub use error::{Class, Code, Error, Result};

@@ -284,6 +284,9 @@ pub fn metadata_of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Result<Con
     consumer.group_metadata().ok_or_else(|| Error::Topics("the client does not know its group".into()))
 }
 
+/// Offsets of partitions.
+pub type Offsets = TopicPartitionList;
+
 /// Offsets to be committed, with something stored beside each.
 ///
 /// # Errors

@@ -9,8 +9,6 @@ use std::sync::Arc;
 
 use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError};
 use fail::fail_point;
-use rdkafka::consumer::ConsumerGroupMetadata;
-use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Manifest, Progress};
@@ -18,9 +16,9 @@ use super::store::Written;
 use crate::config::Settings;
 use crate::features::range::Range;
 use crate::kafka;
-use crate::kafka::consumer::Lease;
+use crate::kafka::consumer::{GroupMetadata, Lease};
 use crate::kafka::exactly_once::{self, Claim, Next, Owner, Place, Terms};
-use crate::kafka::offsets::Committed;
+use crate::kafka::offsets::{Committed, Offsets};
 use crate::kafka::topics::TopicSet;
 use crate::kafka::transaction::TransactionalProducer;
 use crate::metrics::Train;
@@ -164,7 +162,7 @@ pub struct Publisher {
     /// The trial's own.
     group: String,
     /// What Kafka knows the group by: it has no members, so this never changes.
-    member: ConsumerGroupMetadata,
+    member: GroupMetadata,
     producer: TransactionalProducer,
     lease: Arc<Lease>,
     partition: i32,
@@ -234,7 +232,7 @@ impl Publisher {
     }
 
     /// The trial's partition of `trials`, to be committed for the group that shares trials out.
-    fn position(&self, offset: i64) -> kafka::Result<TopicPartitionList> {
+    fn position(&self, offset: i64) -> kafka::Result<Offsets> {
         kafka::offsets::list(&self.settings.topics.trials, &[(self.partition, offset)], "")
     }
 
@@ -290,7 +288,7 @@ impl Publisher {
         &mut self,
         records: &[&Written<'_>],
         checkpoint: Option<&Checkpoint>,
-        owner: &ConsumerGroupMetadata,
+        owner: &GroupMetadata,
         position: i64,
     ) -> kafka::Result<()> {
         fail_point!("train.publish.before_begin");
@@ -313,7 +311,7 @@ impl Publisher {
         Ok(())
     }
 
-    fn offsets(&self, checkpoint: &Checkpoint) -> kafka::Result<TopicPartitionList> {
+    fn offsets(&self, checkpoint: &Checkpoint) -> kafka::Result<Offsets> {
         let metadata = serde_json::to_string(&checkpoint.pointer(self.record.attempt)).unwrap_or_default();
         let places = self.range.partitions.iter().map(|place| place.partition);
         let offsets: Vec<(i32, i64)> = places.zip(checkpoint.offsets.iter().copied()).collect();
