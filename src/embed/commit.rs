@@ -20,7 +20,7 @@ use crate::features::codec::{self, source_digest, DIGEST_HEADER, EMBEDDER_HEADER
 use crate::input::{Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Lease, LeaseState, Wake};
-use crate::kafka::exactly_once::{self, Claim, Next, Owner, Terms};
+use crate::kafka::exactly_once::{self, Claim, Next, Owner, Terms, REBALANCE};
 use crate::kafka::offsets::{CommittedWatch, Offsets};
 use crate::kafka::topics;
 use crate::kafka::transaction::{Outgoing, Transaction, TransactionalProducer};
@@ -107,7 +107,7 @@ impl<'c> Committer<'c> {
         let terms = Terms {
             lease: &lease,
             failures_max: context.settings.run.rebuilds_max.get(),
-            session: context.settings.kafka.session_timeout,
+            patience: context.settings.kafka.session_timeout + REBALANCE,
             metrics: &context.metrics.embed.transactions,
         };
         let mut verdicts = Verdicts { committer: self, records, matrices, done: BTreeMap::new() };

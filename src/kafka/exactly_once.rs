@@ -31,13 +31,15 @@ pub const SETTLE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long after its session a member may hear of its group.
-const REBALANCE: Duration = Duration::from_secs(10);
+pub const REBALANCE: Duration = Duration::from_secs(10);
 
 /// What follows from a transaction that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// The group has moved on: only its next assignment tells what is still ours.
     AwaitAssignment,
+    /// That assignment did not come. The same again may help, if the group had not moved on after all.
+    Unassigned,
     /// The same again, after a pause.
     Again(Duration),
     /// The same again with another producer, which looks up what the dead one has done.
@@ -103,8 +105,8 @@ pub struct Terms<'a> {
     pub lease: &'a Lease,
     /// Failures in a row after which it gives up.
     pub failures_max: u32,
-    /// After so long without a word the group has taken the member for dead.
-    pub session: Duration,
+    /// How long an assignment is awaited.
+    pub patience: Duration,
     /// Where to count.
     pub metrics: &'a Transactions,
 }
@@ -132,13 +134,14 @@ pub fn commit<O: Owner>(owner: &mut O, terms: Terms<'_>) -> Result<Option<O::Don
             Err(error) => error,
         };
         failures += 1;
-        let next = next(&error, failures, terms.failures_max);
+        let mut next = next(&error, failures, terms.failures_max);
         terms.metrics.count(outcome(error.class(), next));
         tracing::warn!(%error, class = ?error.class(), failures, "a transaction of {} failed; {}", O::NAME, error.visibility());
         match next {
             // That is no failure.
-            Next::AwaitAssignment if terms.lease.await_change(version, terms.session + REBALANCE) => failures = 0,
-            Next::AwaitAssignment | Next::GiveUp => return Err(error.into()),
+            Next::AwaitAssignment if terms.lease.await_change(version, terms.patience) => failures = 0,
+            Next::AwaitAssignment if failures < terms.failures_max => next = Next::Unassigned,
+            Next::AwaitAssignment | Next::Unassigned | Next::GiveUp => return Err(error.into()),
             Next::Again(pause) => owner.pause(pause),
             Next::Replace => {}
         }
@@ -348,7 +351,7 @@ mod tests {
     fn run(fake: &mut Fake) -> (Result<Option<usize>>, [u64; 4]) {
         let metrics = Metrics::new().unwrap().embed.transactions;
         let lease = fake.moves.clone().unwrap_or_default();
-        let terms = Terms { lease: &lease, failures_max: 3, session: Duration::ZERO, metrics: &metrics };
+        let terms = Terms { lease: &lease, failures_max: 3, patience: Duration::ZERO, metrics: &metrics };
         let done = commit(fake, terms);
         (done, TransactionOutcome::ALL.map(|outcome| metrics.counted(outcome)))
     }
@@ -402,6 +405,17 @@ mod tests {
         let (done, counted) = run(&mut fake);
         assert_eq!((done.unwrap(), counted), (Some(11), [1, 0, 10, 0]));
         assert_eq!(fake.prepared, [Next::AwaitAssignment; 10]);
+    }
+
+    #[test]
+    fn an_assignment_that_does_not_come_is_a_failure() {
+        let stale = || failed(RDKafkaErrorCode::IllegalGeneration);
+        let mut fake = Fake::failing([stale()]);
+        assert_eq!(run(&mut fake).0.unwrap(), Some(2));
+        assert_eq!(fake.prepared, [Next::Unassigned]);
+        let mut fake = Fake::failing([stale(), stale(), stale()]);
+        assert_eq!(run(&mut fake).0.unwrap_err().code(), Some(RDKafkaErrorCode::IllegalGeneration));
+        assert_eq!((fake.attempts, fake.prepared), (3, vec![Next::Unassigned; 2]));
     }
 
     #[test]

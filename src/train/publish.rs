@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::features::range::Range;
 use crate::kafka;
 use crate::kafka::consumer::{GroupMetadata, Lease};
-use crate::kafka::exactly_once::{self, Claim, Next, Owner, Place, Terms};
+use crate::kafka::exactly_once::{self, Claim, Next, Owner, Place, Terms, REBALANCE};
 use crate::kafka::offsets::{Committed, Offsets};
 use crate::kafka::topics::TopicSet;
 use crate::kafka::transaction::TransactionalProducer;
@@ -266,8 +266,8 @@ impl Publisher {
         records.extend(&state);
         let checkpoint = publication.checkpoint.as_ref();
         let (lease, metrics) = (Arc::clone(&self.lease), self.metrics.transactions.clone());
-        let session = self.settings.kafka.session_timeout;
-        let terms = Terms { lease: &lease, failures_max: FAILURES_MAX, session, metrics: &metrics };
+        let patience = self.settings.kafka.session_timeout + REBALANCE;
+        let terms = Terms { lease: &lease, failures_max: FAILURES_MAX, patience, metrics: &metrics };
         let published = exactly_once::commit(&mut Attempts { publisher: self, records: &records, checkpoint }, terms)?;
         if let (Some(()), Some(checkpoint)) = (published, checkpoint) {
             self.published = Some(checkpoint.pointer(self.record.attempt));
@@ -346,7 +346,7 @@ impl Owner for Attempts<'_> {
     }
 
     fn prepare(&mut self, next: Next, error: &kafka::Error) -> Result<(), Error> {
-        if next == Next::Replace {
+        if matches!(next, Next::Replace | Next::Unassigned) {
             // Whoever takes the trial over next looks up what was done.
             return Err(Error::Interrupted(error.clone()));
         }
