@@ -72,7 +72,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
 ];
 
 /// Functions of their arguments alone: no runtime, no Kafka, no clock, no environment. Files, and rooms of nothing else.
-const PURE: [&str; 15] = [
+const PURE: [&str; 16] = [
     "src/text.rs",
     "src/input.rs",
     "src/output.rs",
@@ -81,6 +81,7 @@ const PURE: [&str; 15] = [
     "src/features/codec.rs",
     "src/features/merge.rs",
     "src/features/range.rs",
+    "src/features/sharing.rs",
     "src/features/vector.rs",
     "src/features/window.rs",
     "src/models/",

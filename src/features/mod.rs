@@ -4,6 +4,7 @@ pub mod codec;
 pub mod merge;
 pub mod range;
 pub mod replay;
+mod sharing;
 pub mod stream;
 pub mod survey;
 pub mod vector;

@@ -11,15 +11,16 @@
 //! are expected, who are still being taken over from Kafka, it holds what it has. A follower that keeps the others
 //! waiting at that bound is left behind, and reads on through another stream.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use super::range::{Position, Range};
 use super::replay::{Next, Replay};
+use super::sharing::{Offer, Sharing, Step};
 use super::window::{Reading, Window};
 use crate::config::Settings;
 use crate::kafka::{Error, Result};
@@ -29,8 +30,6 @@ use crate::metrics::Train;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a wait looks whether it has lost its purpose.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
-/// Buffers of windows that nobody reads any more, kept for the next ones.
-const SPARES: usize = 2;
 
 /// All streams of a process.
 pub struct Streams {
@@ -88,7 +87,8 @@ impl Streams {
     /// The stream that has, or will read next, what begins at the follower's position; a new one if there is none.
     fn attach(self: &Arc<Self>, follower: &Follower) -> Result<Arc<Stream>> {
         let mut open = self.open.lock();
-        if self.settings.train.shared_bytes > 0 {
+        let bytes_max = self.settings.train.shared_bytes;
+        if bytes_max > 0 {
             let fits = |stream: &&Arc<Stream>| {
                 !follower.left_behind_by.contains(&stream.number)
                     && stream.reading == follower.reading
@@ -102,8 +102,8 @@ impl Streams {
             number: self.numbers.fetch_add(1, Ordering::Relaxed),
             range: follower.range.clone(),
             reading: follower.reading.clone(),
-            bytes_max: self.settings.train.shared_bytes,
-            state: Mutex::new(State::new(&follower.position)),
+            shares: bytes_max > 0,
+            state: Mutex::new(State { sharing: Sharing::new(&follower.position, bytes_max), ended: None }),
             read: Condvar::new(),
             followed: Condvar::new(),
         });
@@ -183,7 +183,7 @@ impl Follower {
     pub fn set_last_pass(&mut self, last_pass: bool) {
         self.last_pass = last_pass;
         if let Some(stream) = &self.stream {
-            stream.follower(self.number, |follower| follower.last_pass = last_pass);
+            stream.state.lock().sharing.set_last_pass(self.number, last_pass);
         }
     }
 
@@ -219,7 +219,7 @@ impl Follower {
 
     fn leave(&mut self) {
         if let Some(stream) = self.stream.take() {
-            let _ = stream.state.lock().followers.remove(&self.number);
+            stream.state.lock().sharing.leave(self.number);
             let _ = stream.followed.notify_one();
         }
     }
@@ -237,7 +237,8 @@ struct Stream {
     number: u64,
     range: Range,
     reading: Reading,
-    bytes_max: usize,
+    /// With others than the one it was opened for.
+    shares: bool,
     state: Mutex<State>,
     /// For followers: there is something to take, or nothing will be.
     read: Condvar,
@@ -247,31 +248,12 @@ struct Stream {
 }
 
 struct State {
-    /// Consecutive; the last one is number `read - 1`.
-    windows: VecDeque<Held>,
-    /// Windows read so far, over all passes.
-    read: u64,
-    /// Where the next one begins.
-    next: Position,
-    followers: BTreeMap<u64, Following>,
-    spares: Vec<Arc<Window>>,
+    sharing: Sharing,
     /// The replay thread has gone, and why.
     ended: Option<Result<()>>,
 }
 
-struct Held {
-    window: Arc<Window>,
-    start: Position,
-    after: Position,
-}
-
-struct Following {
-    /// Number of the window it takes next.
-    next: u64,
-    waits: bool,
-    last_pass: bool,
-}
-
+/// What a follower gets.
 enum Taken {
     /// A window and the position after it.
     Window(Arc<Window>, Position),
@@ -283,118 +265,30 @@ enum Taken {
     Stopped,
 }
 
-/// What the replay thread does next.
-enum Todo {
-    Read(Window),
-    Leave,
-}
-
-impl State {
-    fn new(position: &Position) -> Self {
-        Self {
-            windows: VecDeque::new(),
-            read: 0,
-            next: position.clone(),
-            followers: BTreeMap::new(),
-            spares: Vec::new(),
-            ended: None,
-        }
-    }
-
-    /// Number of the oldest window held.
-    fn first(&self) -> u64 {
-        self.read - self.windows.len() as u64
-    }
-
-    /// Number of the oldest window that some follower has still to take.
-    fn slowest(&self) -> u64 {
-        self.followers.values().map(|follower| follower.next).min().unwrap_or(self.read)
-    }
-
-    fn bytes(&self) -> usize {
-        self.windows.iter().map(|held| held.window.bytes_held()).sum()
-    }
-
-    /// Whether another window like the last one fits beside those that are held.
-    fn is_roomy(&self, bytes_max: usize) -> bool {
-        let expected = self.windows.back().map_or(0, |held| held.window.bytes_held());
-        bytes_max > 0 && self.bytes() + expected <= bytes_max
-    }
-
-    /// Lets go of windows that all have taken, unless there is room to keep them for others. One that a trial still
-    /// works with costs nothing to be held.
-    fn trim(&mut self, bytes_max: usize, expected: bool) {
-        while let Some(oldest) = self.windows.front() {
-            let taken = self.first() < self.slowest();
-            let idle = Arc::strong_count(&oldest.window) == 1;
-            let wanted = expected && self.is_roomy(bytes_max);
-            if !taken || wanted || !(idle || bytes_max == 0) {
-                break;
-            }
-            self.spares.extend(self.windows.pop_front().map(|held| held.window));
-        }
-        self.spares.truncate(SPARES);
-    }
-
-    /// A buffer that nobody reads any more, or a new one.
-    fn buffer(&mut self) -> Window {
-        let free = self.spares.iter().position(|window| Arc::strong_count(window) == 1);
-        let spare = free.map(|place| self.spares.swap_remove(place));
-        spare.and_then(|window| Arc::try_unwrap(window).ok()).unwrap_or_default()
-    }
-}
-
 impl Stream {
     /// Takes a follower in if it can be served from here on; false if not.
     fn join(&self, follower: &Follower) -> bool {
         let mut state = self.state.lock();
-        if state.ended.is_some() {
-            return false;
+        let joins =
+            state.ended.is_none() && state.sharing.join(follower.number, &follower.position, follower.last_pass);
+        if joins {
+            let _ = self.followed.notify_one();
         }
-        // From the oldest, nothing has to be read again; from the newest, a newcomer does not hold the others back.
-        let begins = |held: &Held| held.start == follower.position;
-        let held = match state.is_roomy(self.bytes_max) {
-            true => state.windows.iter().position(begins),
-            false => state.windows.iter().rposition(begins),
-        };
-        let next = match held {
-            Some(place) => state.first() + place as u64,
-            None if state.next == follower.position => state.read,
-            None => return false,
-        };
-        let following = Following { next, waits: false, last_pass: follower.last_pass };
-        let _ = state.followers.insert(follower.number, following);
-        let _ = self.followed.notify_one();
-        true
-    }
-
-    fn follower(&self, number: u64, change: impl FnOnce(&mut Following)) {
-        if let Some(follower) = self.state.lock().followers.get_mut(&number) {
-            change(follower);
-        }
+        joins
     }
 
     /// The window that begins at the follower's position, if it is the stream's next one for it.
     fn take(&self, follower: &Follower) -> Result<Taken> {
         let mut state = self.state.lock();
         loop {
-            let Some(next) = state.followers.get(&follower.number).map(|following| following.next) else {
-                return Ok(Taken::LeftBehind);
-            };
-            if next < state.read {
-                let held = &state.windows[(next - state.first()) as usize];
-                if held.start != follower.position {
-                    return Ok(Taken::Elsewhere);
+            match state.sharing.offer(follower.number, &follower.position) {
+                Offer::Window(window, after) => {
+                    let _ = self.followed.notify_one();
+                    return Ok(Taken::Window(window, after));
                 }
-                let taken = Taken::Window(Arc::clone(&held.window), held.after.clone());
-                if let Some(following) = state.followers.get_mut(&follower.number) {
-                    (following.next, following.waits) = (next + 1, false);
-                }
-                let _ = self.followed.notify_one();
-                return Ok(taken);
-            }
-            if state.next != follower.position {
-                return Ok(Taken::Elsewhere);
+                Offer::LeftBehind => return Ok(Taken::LeftBehind),
+                Offer::Elsewhere => return Ok(Taken::Elsewhere),
+                Offer::NotYet => {}
             }
             match &state.ended {
                 Some(Err(error)) => return Err(error.clone()),
@@ -404,10 +298,8 @@ impl Stream {
             if (follower.stopped)() {
                 return Ok(Taken::Stopped);
             }
-            if let Some(following) = state.followers.get_mut(&follower.number) {
-                if !std::mem::replace(&mut following.waits, true) {
-                    let _ = self.followed.notify_one();
-                }
+            if state.sharing.wait(follower.number) {
+                let _ = self.followed.notify_one();
             }
             let _ = self.read.wait_for(&mut state, LOOK_AROUND);
         }
@@ -415,17 +307,13 @@ impl Stream {
 
     /// Reads window after window until nobody follows.
     fn replay(self: &Arc<Self>, streams: &Streams, group: &str) -> Result<()> {
-        let position = self.state.lock().next.clone();
+        let position = self.state.lock().sharing.next().clone();
         let stream = Arc::clone(self);
-        let deserted = move || stream.state.lock().followers.is_empty();
+        let deserted = move || stream.state.lock().sharing.is_deserted();
         let mut replay =
             Replay::open(&streams.settings, group, &self.range, self.reading.clone(), &position, deserted)?;
-        loop {
-            let mut window = match self.wait(streams) {
-                Todo::Read(window) => window,
-                Todo::Leave => return Ok(()),
-            };
-            let start = self.state.lock().next.clone();
+        while let Some(mut window) = self.wait(streams) {
+            let start = self.state.lock().sharing.next().clone();
             if replay.position() != start {
                 replay.seek(&start)?;
             }
@@ -435,67 +323,44 @@ impl Stream {
             }
             streams.metrics.records_read.inc_by(window.records() as u64);
             let after = replay.position();
+            let next = if replay.is_at_end() { Position::start(&self.range) } else { after.clone() };
             let mut state = self.state.lock();
-            state.next = if replay.is_at_end() { Position::start(&self.range) } else { after.clone() };
-            state.windows.push_back(Held { window: Arc::new(window), start, after });
-            state.read += 1;
+            state.sharing.push(window, start, after, next);
             let _ = self.read.notify_all();
-            let again = replay.is_at_end() && state.followers.values().any(|following| !following.last_pass);
+            let again = replay.is_at_end() && state.sharing.goes_round();
             drop(state);
             // The client fetches the next pass while the last window is worked on, instead of asking for new records.
             if again {
                 replay.seek(&Position::start(&self.range))?;
             }
         }
+        Ok(())
     }
 
-    /// Waits until a window is to be read.
-    fn wait(&self, streams: &Streams) -> Todo {
+    /// Waits until a window is to be read, and gives a buffer for it; nothing when nobody follows.
+    fn wait(&self, streams: &Streams) -> Option<Window> {
         let mut held_up: Option<Instant> = None;
         loop {
-            let expected = self.bytes_max > 0 && streams.is_expected(self);
+            let expected = self.shares && streams.is_expected(self);
             let mut state = self.state.lock();
-            if state.followers.is_empty() && !expected {
-                // Whoever comes now opens another stream.
-                state.ended = Some(Ok(()));
-                return Todo::Leave;
-            }
-            state.trim(self.bytes_max, expected);
-            let roomy = state.is_roomy(self.bytes_max);
-            let awaited = state.followers.values().any(|following| following.waits && following.next == state.read);
-            if awaited && (roomy || state.read - state.slowest() <= 1) {
-                return Todo::Read(state.buffer());
-            }
-            // One window ahead of the quickest, if there is room or all of several have taken what there is; and not into
-            // a pass that nobody needs.
-            let shared = self.bytes_max > 0 && state.followers.len() > 1 && state.read == state.slowest();
-            let ahead = state
-                .followers
-                .values()
-                .any(|following| following.next == state.read && !(following.last_pass && state.next.window == 0));
-            if (roomy || shared) && ahead {
-                return Todo::Read(state.buffer());
-            }
-            if awaited {
-                if held_up.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                    self.leave_behind(&mut state);
+            match state.sharing.step(expected) {
+                Step::Leave => {
+                    // Whoever comes now opens another stream.
+                    state.ended = Some(Ok(()));
+                    return None;
+                }
+                Step::Read(buffer) => return Some(buffer),
+                Step::HeldUp if held_up.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
+                    let trials = state.sharing.leave_behind();
+                    tracing::info!(topic = %self.range.topic, trials, "slower trials read on by themselves");
+                    let _ = self.read.notify_all();
                     held_up = None;
                     continue;
                 }
-            } else {
-                held_up = None;
+                Step::HeldUp => {}
+                Step::Rest => held_up = None,
             }
             let _ = self.followed.wait_for(&mut state, LOOK_AROUND);
         }
-    }
-
-    /// The slowest followers go on by themselves, so that the others can.
-    fn leave_behind(&self, state: &mut MutexGuard<'_, State>) {
-        let slowest = state.slowest();
-        let before = state.followers.len();
-        state.followers.retain(|_, following| following.next > slowest);
-        let left = before - state.followers.len();
-        tracing::info!(topic = %self.range.topic, trials = left, "slower trials read on by themselves");
-        let _ = self.read.notify_all();
     }
 }

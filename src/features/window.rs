@@ -159,6 +159,12 @@ impl Window {
         self.bytes.len()
     }
 
+    /// One that takes so many bytes.
+    #[cfg(test)]
+    pub(super) fn of_bytes(bytes: usize) -> Self {
+        Self { bytes: vec![0; bytes], ..Self::default() }
+    }
+
     /// Bytes of memory that a copy of it takes.
     pub fn bytes_held(&self) -> usize {
         self.bytes.len() + self.entries.len() * (size_of::<Entry>() + size_of::<u32>())
