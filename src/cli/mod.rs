@@ -104,8 +104,15 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if config {
         return Some(code::CONFIG);
     }
-    if let Some(crate::train::find::Error::Unknown { .. }) = error.downcast_ref() {
-        return Some(code::USAGE);
+    if let Some(error) = error.downcast_ref::<crate::train::find::Error>() {
+        use crate::train::find::Error as F;
+        return match error {
+            F::Unknown { .. } => Some(code::USAGE),
+            F::Kafka(error) => code_of(error),
+        };
+    }
+    if let Some(crate::train::export::Error::Kafka(error)) = error.downcast_ref() {
+        return code_of(error);
     }
     if let Some(error) = error.downcast_ref::<crate::train::start::Error>() {
         use crate::train::start::Error as S;
@@ -300,5 +307,19 @@ mod tests {
         assert_eq!(code(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerTransportFailure)), code::UNAVAILABLE);
         assert_eq!(code(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)), code::UNAVAILABLE);
         assert_eq!(code(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed)), code::FAILURE);
+    }
+
+    #[test]
+    fn what_kafka_says_decides_the_exit_code_whoever_asked() {
+        use crate::train::{export, find, start};
+        let away = || kafka::Error::call("asking")(KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure));
+        let missing = || kafka::Error::Topics("there is none".into());
+        for (error, wanted) in [(away as fn() -> kafka::Error, code::UNAVAILABLE), (missing, code::CONFIG)] {
+            assert_eq!(Failure::from(error()).code, wanted);
+            assert_eq!(Failure::from(find::Error::from(error())).code, wanted);
+            assert_eq!(Failure::from(export::Error::from(error())).code, wanted);
+            assert_eq!(Failure::from(start::Error::from(error())).code, wanted);
+            assert_eq!(Failure::from(crate::topology::Error::from(error())).code, wanted);
+        }
     }
 }

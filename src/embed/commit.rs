@@ -20,7 +20,7 @@ use crate::features::codec::{self, source_digest, DIGEST_HEADER, EMBEDDER_HEADER
 use crate::input::{Invalid, LABEL_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{Lease, LeaseState, Wake};
-use crate::kafka::exactly_once::{self, Claim, Next, Owner, Terms, REBALANCE};
+use crate::kafka::exactly_once::{self, Next, Owner, Remembered, Terms, REBALANCE};
 use crate::kafka::offsets::{CommittedWatch, Offsets};
 use crate::kafka::topics;
 use crate::kafka::transaction::{Outgoing, Transaction, TransactionalProducer};
@@ -146,8 +146,8 @@ impl<'c> Committer<'c> {
     /// a new topic of the same name as if nothing had happened.
     fn confirm(&self, expected: &BTreeMap<i32, i64>) -> kafka::Result<()> {
         let (group, topic) = (self.context.settings.embed_group(), &self.context.topics.texts.name);
-        let claim = Claim { group: &group, topic, expected };
-        claim.confirm(&self.context.settings, Some(&self.watch), |partition| {
+        let remembered = Remembered { group: &group, topic, expected };
+        remembered.confirm(&self.context.settings, Some(&self.watch), |partition| {
             let message = format!(
                 "the committed offset of group `{group}` has vanished while the stage was running: the topic was deleted and created again; what it holds now was not embedded; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it"
             );
@@ -302,7 +302,9 @@ impl Owner for Verdicts<'_, '_> {
         }
         let lease = Arc::clone(&self.committer.lease);
         let mut state = lease.hold();
+        let timer = self.committer.context.metrics.embed.transactions.duration.start_timer();
         let result = self.transaction(&state);
+        timer.observe_duration();
         match &result {
             Ok(Some(tally)) => state.committed.extend(&tally.next),
             // All that is ours was done by the producer before.

@@ -22,7 +22,7 @@ use crate::kafka::reader::Polled;
 /// Records taken from one partition before the next has its turn, and before an idle inference thread gets what there is.
 const TURN_RECORDS: usize = 32;
 /// Bytes of input in a chunk, at most (one record may go beyond).
-const CHUNK_BYTES: usize = 16 * 1024 * 1024;
+const PENDING_BYTES: usize = 16 * 1024 * 1024;
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
 /// How often lag is measured.
@@ -183,7 +183,7 @@ impl<'c> Source<'c> {
         let embed = &self.context.settings.embed;
         self.pending.len() < embed.chunk_texts.get()
             && self.pending_tokens < embed.chunk_tokens.get()
-            && self.pending_bytes < CHUNK_BYTES
+            && self.pending_bytes < PENDING_BYTES
     }
 
     /// A turn of the next partition that has records.

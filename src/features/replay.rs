@@ -204,7 +204,9 @@ impl Replay {
                     let offset = self.offsets[index];
                     return Err(self.changed(index, &format!("offset {offset} is not in the log any more: retention has eaten into the range, or the topic was recreated")));
                 }
-                Err(error) if error.is_fatal() => return Err(error),
+                Err(Error::Call { source, action }) if Error::is_fatal(&source) => {
+                    return Err(Error::Call { action: format!("{action} at offset {}", self.offsets[index]), source });
+                }
                 // Brokers go and come back; the range does not change meanwhile.
                 Err(error) => tracing::debug!(%error, topic = %self.range.topic, "while replaying"),
             }

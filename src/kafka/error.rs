@@ -240,9 +240,9 @@ impl Error {
         Self::Call { action: "injected".into(), source: KafkaError::Global(injected_code(number)) }
     }
 
-    /// Is the client dead?
-    pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Call { source: KafkaError::MessageConsumptionFatal(_), .. })
+    /// Has the client died over it?
+    pub fn is_fatal(source: &KafkaError) -> bool {
+        matches!(source, KafkaError::MessageConsumptionFatal(_))
     }
 
     /// Are there properties of which librdkafka makes no client?

@@ -50,11 +50,8 @@ pub enum Next {
 
 /// What follows from this failure, the last of so many in a row.
 pub fn next(error: &Error, failures: u32, failures_max: u32) -> Next {
-    // Where the topic is gone, each further attempt would wait as long for nothing (10 s).
-    let topic_is_gone = error.code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition);
-    let lasts = !error.passes() || matches!(error, Error::Undone { .. }) || topic_is_gone;
     match error.class() {
-        _ if lasts => Next::GiveUp,
+        _ if is_of_no_topic(error) => Next::GiveUp,
         Class::Stale => Next::AwaitAssignment,
         _ if failures >= failures_max => Next::GiveUp,
         Class::Retriable | Class::Abort => Next::Again(PAUSE * failures),
@@ -62,11 +59,17 @@ pub fn next(error: &Error, failures: u32, failures_max: u32) -> Next {
     }
 }
 
-fn outcome(class: Class, next: Next) -> TransactionOutcome {
-    match (class, next) {
+/// The topic is gone: each further attempt would wait as long for nothing (10 s).
+fn is_of_no_topic(error: &Error) -> bool {
+    error.code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition)
+}
+
+fn outcome(error: &Error, next: Next) -> TransactionOutcome {
+    match (error.class(), next) {
         (Class::Stale | Class::Fenced, _) => TransactionOutcome::Fenced,
-        (Class::Retriable | Class::Abort, Next::Again(_)) => TransactionOutcome::Aborted,
-        (Class::Retriable | Class::Abort | Class::Fatal, _) => TransactionOutcome::Failed,
+        (Class::Retriable | Class::Abort, Next::GiveUp) if !is_of_no_topic(error) => TransactionOutcome::Failed,
+        (Class::Retriable | Class::Abort, _) => TransactionOutcome::Aborted,
+        (Class::Fatal, _) => TransactionOutcome::Failed,
     }
 }
 
@@ -107,7 +110,7 @@ pub struct Terms<'a> {
     pub failures_max: u32,
     /// How long an assignment is awaited.
     pub patience: Duration,
-    /// Where to count.
+    /// Where to count them; their time is the owner's to measure.
     pub metrics: &'a Transactions,
 }
 
@@ -119,10 +122,7 @@ pub fn commit<O: Owner>(owner: &mut O, terms: Terms<'_>) -> Result<Option<O::Don
     let mut failures = 0;
     loop {
         let version = terms.lease.hold().version;
-        let started = Instant::now();
-        let result = owner.attempt()?;
-        terms.metrics.duration.observe(started.elapsed().as_secs_f64());
-        let error = match result {
+        let error = match owner.attempt()? {
             Ok(done) => {
                 if done.is_some() {
                     terms.metrics.count(TransactionOutcome::Committed);
@@ -135,11 +135,11 @@ pub fn commit<O: Owner>(owner: &mut O, terms: Terms<'_>) -> Result<Option<O::Don
         };
         failures += 1;
         let mut next = next(&error, failures, terms.failures_max);
-        terms.metrics.count(outcome(error.class(), next));
+        terms.metrics.count(outcome(&error, next));
         tracing::warn!(%error, class = ?error.class(), failures, "a transaction of {} failed; {}", O::NAME, error.visibility());
         match next {
             // That is no failure.
-            Next::AwaitAssignment if terms.lease.await_change(version, terms.patience) => failures = 0,
+            Next::AwaitAssignment if terms.lease.await_change(version, terms.patience) => failures -= 1,
             Next::AwaitAssignment if failures < terms.failures_max => next = Next::Unassigned,
             Next::AwaitAssignment | Next::Unassigned | Next::GiveUp => return Err(error.into()),
             Next::Again(pause) => owner.pause(pause),
@@ -176,19 +176,19 @@ pub fn scrub(
     transaction.abort()
 }
 
-/// What a group has committed for a topic, to be held against what Kafka says.
-pub struct Claim<'a, P> {
+/// What a group has committed for a topic, as whoever committed it remembers, to be held against what Kafka says.
+pub struct Remembered<'a, P> {
     /// The group.
     pub group: &'a str,
     /// The topic that was read.
     pub topic: &'a str,
-    /// Partition → where the group must stand, or beyond it.
+    /// Partition → where the group must stand, by [`Place::is_reached`].
     pub expected: &'a BTreeMap<i32, P>,
 }
 
 /// Where a group stands in a partition.
 pub trait Place {
-    /// Whether what Kafka holds is this place, or one beyond it.
+    /// Whether what Kafka holds is this place, or, where places have an order, one beyond it.
     fn is_reached(&self, held: &Committed) -> bool;
 
     /// For messages.
@@ -218,13 +218,13 @@ impl Place for i64 {
 pub enum Standing {
     /// It stands.
     Held,
-    /// Kafka holds less in this partition.
+    /// Kafka holds another place in this partition, most often less.
     Behind(i32),
     /// Kafka holds nothing in this partition: it removes a topic's offsets with the topic.
     Vanished(i32),
 }
 
-impl<P: Place> Claim<'_, P> {
+impl<P: Place> Remembered<'_, P> {
     /// Compares. What has vanished matters more than what is behind.
     pub fn standing(&self, held: &BTreeMap<i32, Committed>) -> Standing {
         let vanished = self.expected.keys().find(|partition| !held.contains_key(partition));
@@ -277,7 +277,7 @@ impl<P: Place> Claim<'_, P> {
             topic: self.topic.to_owned(),
             partition,
             group: self.group.to_owned(),
-            held: held.map_or_else(|| "nothing".into(), P::name_of),
+            held: held.map_or_else(|| "no offset".into(), P::name_of),
             committed: self.expected.get(&partition).map_or_else(|| "nothing".into(), P::name),
         }
     }
@@ -370,8 +370,6 @@ mod tests {
             (failed(Code::Fatal), 2, Next::Replace),
             (failed(Code::Fenced), 3, Next::GiveUp),
             (failed(Code::UnknownTopicOrPartition), 1, Next::GiveUp),
-            (undone(), 1, Next::GiveUp),
-            (Error::data("texts", 0, "gone"), 1, Next::GiveUp),
         ];
         for (error, failures, expected) in cases {
             assert_eq!(next(&error, failures, 3), expected, "{error}, the {failures}th");
@@ -386,6 +384,22 @@ mod tests {
         assert_eq!(fake.prepared, [Next::Again(PAUSE), Next::Replace]);
         assert_eq!(*fake.pauses.borrow(), [PAUSE]);
         assert_eq!(counted, [1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn what_was_undone_ends_it_without_being_a_transaction() {
+        let mut fake = Fake::failing([undone()]);
+        let (done, counted) = run(&mut fake);
+        assert!(matches!(done, Err(Error::Undone { .. })));
+        assert_eq!((fake.attempts, counted), (1, [0; 4]));
+    }
+
+    #[test]
+    fn a_topic_that_is_gone_is_not_written_to_again() {
+        let mut fake = Fake::failing([failed(RDKafkaErrorCode::UnknownTopicOrPartition)]);
+        let (done, counted) = run(&mut fake);
+        assert_eq!(done.unwrap_err().code(), Some(RDKafkaErrorCode::UnknownTopicOrPartition));
+        assert_eq!((fake.attempts, counted), (1, [0, 1, 0, 0]));
     }
 
     #[test]
@@ -429,14 +443,14 @@ mod tests {
     fn what_vanished_matters_more_than_what_is_behind() {
         let held = |offset| Committed { offset, metadata: String::new() };
         let expected = BTreeMap::from([(0, 5), (1, 7), (2, 9)]);
-        let claim = Claim { group: "embed", topic: "texts", expected: &expected };
+        let remembered = Remembered { group: "embed", topic: "texts", expected: &expected };
         let at = |offsets: &[(i32, i64)]| {
-            claim.standing(&offsets.iter().map(|&(partition, offset)| (partition, held(offset))).collect())
+            remembered.standing(&offsets.iter().map(|&(partition, offset)| (partition, held(offset))).collect())
         };
         assert_eq!(at(&[(0, 5), (1, 8), (2, 9), (3, 0)]), Standing::Held);
         assert_eq!(at(&[(0, 5), (1, 6), (2, 8)]), Standing::Behind(1));
         assert_eq!(at(&[(0, 4), (1, 6)]), Standing::Vanished(2));
-        let error = claim.undone(1, Some(&held(6))).to_string();
+        let error = remembered.undone(1, Some(&held(6))).to_string();
         assert!(error.contains("texts/1: group `embed` stands at offset 6, though offset 7"), "{error}");
     }
 }

@@ -216,12 +216,16 @@ impl Declarations {
                 }
                 // Another process was quicker.
                 Ok(false) => {}
-                Err(KafkaError::AdminOp(code)) => {
-                    return Err(Error::Topics(format!(
-                        "topic `{name}` cannot be created: {code}; create it by hand or allow this client to"
-                    )));
+                Err(error) => {
+                    let error = Error::call(format!("creating topic `{name}`"))(error);
+                    // What does not pass is said of this topic.
+                    return Err(match error.code() {
+                        Some(code) if !error.passes_by_itself() => Error::Topics(format!(
+                            "topic `{name}` cannot be created: {code}; create it by hand or allow this client to"
+                        )),
+                        _ => error,
+                    });
                 }
-                Err(error) => return Err(Error::call(format!("creating topic `{name}`"))(error)),
             }
             await_topic(&watermarks, name)?;
         }

@@ -71,17 +71,17 @@ pub static TRAIN: Spec = Spec {
             matrix_bytes_max: None,
             begin: Box::new(|context| {
                 tracing::info!(threads = context.settings.train.threads(), "train stage starts");
-                Ok(Box::new(Training { context: Arc::new(Context::new(context).map_err(Error::from)?) }))
+                Ok(Box::new(TrainStage { context: Arc::new(Context::new(context).map_err(Error::from)?) }))
             }),
         })
     },
 };
 
-struct Training {
+struct TrainStage {
     context: Arc<Context>,
 }
 
-impl Stage for Training {
+impl Stage for TrainStage {
     fn run(&mut self) -> Result<(), BoxFailure> {
         Ok(run(&self.context)?)
     }

@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::features::range::Range;
 use crate::kafka;
 use crate::kafka::consumer::{GroupMetadata, Lease};
-use crate::kafka::exactly_once::{self, Claim, Next, Owner, Place, Terms, REBALANCE};
+use crate::kafka::exactly_once::{self, Next, Owner, Place, Remembered, Terms, REBALANCE};
 use crate::kafka::offsets::{Committed, Offsets};
 use crate::kafka::topics::TopicSet;
 use crate::kafka::transaction::TransactionalProducer;
@@ -280,8 +280,8 @@ impl Publisher {
         let range = &self.range;
         let (Some(published), Some(first)) = (&self.published, range.partitions.first()) else { return Ok(()) };
         let expected = BTreeMap::from([(first.partition, published.clone())]);
-        let claim = Claim { group: &self.group, topic: &range.topic, expected: &expected };
-        claim.confirm(&self.settings, None, |partition| claim.undone(partition, None))
+        let remembered = Remembered { group: &self.group, topic: &range.topic, expected: &expected };
+        remembered.confirm(&self.settings, None, |partition| remembered.undone(partition, None))
     }
 
     fn transaction(
@@ -342,7 +342,10 @@ impl Owner for Attempts<'_> {
             let metadata = state.metadata.clone().ok_or(Error::Lost)?;
             (metadata, state.committed.get(partition).copied().unwrap_or(0))
         };
-        Ok(self.publisher.transaction(self.records, self.checkpoint, &metadata, position).map(Some))
+        let timer = self.publisher.metrics.transactions.duration.start_timer();
+        let result = self.publisher.transaction(self.records, self.checkpoint, &metadata, position);
+        timer.observe_duration();
+        Ok(result.map(Some))
     }
 
     fn prepare(&mut self, next: Next, error: &kafka::Error) -> Result<(), Error> {

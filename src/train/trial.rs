@@ -114,6 +114,8 @@ fn work(
         return Ok(End::Outcome(Box::new(outcome)));
     }
     let taken_over = take_over(context, record, &output)?;
+    // Its checkpoints are as large as the trial's state, and nobody reads them again.
+    drop(output);
     let mut training = Training::new(context, record, taken_over, control, replay, reached);
     fail_point!("train.trial.restored");
     if control.get() == Order::Abandon {
