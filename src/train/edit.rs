@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::publish::scrub;
 use super::store::{self, Stored, Want, Written};
 use crate::config::Settings;
 use crate::kafka;
-use crate::kafka::exactly_once;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::delete_groups;
 use crate::kafka::transaction::TransactionalProducer;
@@ -76,12 +76,8 @@ fn rewrite(
         .unwrap_or_default();
     let keys: Vec<Key<'_>> = output.keys(trial).into_iter().filter(chosen).collect();
     // What its owner may have left open must not become visible with this commit.
-    let range = stored.record.range();
-    let starts: Vec<(i32, i64)> = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
-    let starts = kafka::offsets::list(&range.topic, &starts, "")?;
     let member = kafka::offsets::group_metadata(settings, &settings.trial_group(trial))?;
-    let topics = [&settings.topics.output, &settings.topics.trials];
-    exactly_once::scrub(&mut producer, &topics.map(|topic| (topic.as_str(), partition)), &[(&starts, &member)])?;
+    scrub(settings, &mut producer, &stored.record.range(), (partition, &member), None)?;
     let mut transaction = producer.begin()?;
     for key in &keys {
         Written::Output(key.to_string(), key.kind(), None).send(settings, &mut transaction, partition)?;

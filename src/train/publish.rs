@@ -223,12 +223,8 @@ impl Publisher {
         let Some(owner) = state.metadata.clone() else { return Ok(()) };
         let position = self.position(state.committed.get(&self.partition).copied().unwrap_or(0))?;
         drop(state);
-        let topics = [&self.settings.topics.output, &self.settings.topics.trials];
-        let places = topics.map(|topic| (topic.as_str(), self.partition));
-        let range = &self.range;
-        let starts: Vec<(i32, i64)> = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
-        let starts = kafka::offsets::list(&range.topic, &starts, "")?;
-        exactly_once::scrub(&mut self.producer, &places, &[(&starts, &self.member), (&position, &owner)])
+        let own = (self.partition, &self.member);
+        scrub(&self.settings, &mut self.producer, &self.range, own, Some((&position, &owner)))
     }
 
     /// The trial's partition of `trials`, to be committed for the group that shares trials out.
@@ -317,6 +313,22 @@ impl Publisher {
         let offsets: Vec<(i32, i64)> = places.zip(checkpoint.offsets.iter().copied()).collect();
         kafka::offsets::list(&self.range.topic, &offsets, &metadata)
     }
+}
+
+/// Ends what may be left open of a trial in everything that is written under its id: its partition, the offsets of its own
+/// group (whose member stands beside the partition), and those of whoever owns it.
+pub(super) fn scrub(
+    settings: &Settings,
+    producer: &mut TransactionalProducer,
+    range: &Range,
+    (partition, member): (i32, &GroupMetadata),
+    owner: Option<(&Offsets, &GroupMetadata)>,
+) -> kafka::Result<()> {
+    let places = [&settings.topics.output, &settings.topics.trials].map(|topic| (topic.as_str(), partition));
+    let starts: Vec<(i32, i64)> = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
+    let starts = kafka::offsets::list(&range.topic, &starts, "")?;
+    let groups: Vec<(&Offsets, &GroupMetadata)> = std::iter::once((&starts, member)).chain(owner).collect();
+    exactly_once::scrub(producer, &places, &groups)
 }
 
 /// A publication on its way out.
