@@ -20,7 +20,7 @@ use sweepstream::kafka::topics::Declarations;
 use sweepstream::output::Key;
 use sweepstream::parts::Parts;
 use sweepstream::topology::Topology;
-use sweepstream::train::pool::TRAIN;
+use sweepstream::train::run::pool::TRAIN;
 
 use support::features::{fill, matrices, mlps, search, LABELS};
 use support::process::{produce, Running};

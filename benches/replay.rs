@@ -18,7 +18,7 @@ use sweepstream::features::window::{Reading, Window};
 use sweepstream::kafka::client;
 use sweepstream::metrics::Metrics;
 use sweepstream::topology::Topology;
-use sweepstream::train::pool::TRAIN;
+use sweepstream::train::run::pool::TRAIN;
 
 use support::features::{fill, matrices, mlps, search};
 use support::{cpu_seconds, loopback_megabytes, median, Bench, Figures};

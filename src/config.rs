@@ -232,6 +232,8 @@ pub enum Rows {
     Word,
     /// one piece of a word
     Token,
+    /// the whole text: one row of length 1, pooled as the model was trained to be
+    Text,
 }
 
 impl Rows {
@@ -240,6 +242,7 @@ impl Rows {
         match self {
             Self::Word => "word",
             Self::Token => "token",
+            Self::Text => "text",
         }
     }
 }
@@ -258,10 +261,11 @@ pub enum MatrixDtype {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Embed {
-    /// A folder below `models/` of the parts folder.
+    /// A model of the catalogue (`sweepstream models` lists them; `models fetch` gets one), or a folder below `models/` of
+    /// the parts folder. Not a dynamically quantised model.
     pub model: String,
-    /// A folder with `model.onnx` and the tokenizer instead; its name is what matrices say they were made by. Not a
-    /// dynamically quantised model. Unset: `model` in the parts folder.
+    /// A folder with `model.onnx` and the tokenizer instead; its name is what matrices say they were made by. Unset:
+    /// `model` in the parts folder.
     pub model_dir: Option<PathBuf>,
     /// What a row of a matrix stands for.
     pub rows: Rows,

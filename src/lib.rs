@@ -36,6 +36,8 @@
 //! - [`metrics`]: all Prometheus handles
 //! - [`status`]: what this process is doing right now
 //! - [`http`]: both of them for others to read
+//! - [`coordinates`]: where records lie, and where readers stand
+//! - [`sync`]: the locks that threads share things by
 //! - [`text`]: words for people, at the bottom of all
 
 // They panic where nobody can read: `cli::output` does not.
@@ -54,6 +56,10 @@ pub mod topology;
 pub mod stage;
 
 pub mod kafka;
+
+pub mod coordinates;
+
+pub mod sync;
 
 pub mod input;
 

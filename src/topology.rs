@@ -25,7 +25,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(4);
 const DESCRIPTORS: u64 = 512;
 
 /// All stages, in the order in which data flows.
-pub static STAGES: [&Spec; 2] = [&embed::stage::EMBED, &train::pool::TRAIN];
+pub static STAGES: [&Spec; 2] = [&embed::stage::EMBED, &train::run::pool::TRAIN];
 
 /// Why a topology did not start, or ended.
 #[derive(Debug, thiserror::Error)]

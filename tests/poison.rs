@@ -21,8 +21,8 @@ use sweepstream::models::registry;
 use sweepstream::output::{Key, Measurement, Outcome, Slot};
 use sweepstream::search::file::{Search, TRIALS_MAX};
 use sweepstream::search::record::TrialRecord;
-use sweepstream::train::checkpoint::{Manifest, Progress, CHUNK_BYTES};
-use sweepstream::train::publish::Pointer;
+use sweepstream::train::store::checkpoint::{Manifest, Progress, CHUNK_BYTES};
+use sweepstream::train::store::publish::Pointer;
 
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;

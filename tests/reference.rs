@@ -1,5 +1,5 @@
-//! References that are made of the code: docs/settings.md, docs/metrics.md, docs/commands.md, config/sweepstream.toml and
-//! the models in docs/searches.md.
+//! References that are made of the code: docs/settings.md, docs/metrics.md, docs/commands.md, config/sweepstream.toml, the
+//! models in docs/searches.md and those in docs/embedders.md.
 //!
 //! `make docs` writes them; without it these tests say which of them is behind.
 
@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use sweepstream::config::Settings;
 use sweepstream::metrics::Metrics;
 use sweepstream::models::registry::KINDS;
+use sweepstream::parts::catalogue;
 use syn::{Attribute, Expr, Fields, Item, Lit, Meta, Type};
 
 /// Set by `make docs`.
@@ -303,13 +304,17 @@ fn the_command_reference_is_what_the_program_says() {
 
 // --- Models, as their kinds have them
 
+/// The part of a document that is made of the code is this.
+fn expect_part(path: &str, part: &str) {
+    const UNTIL: &str = "<!-- Until here. -->\n";
+    let there = std::fs::read_to_string(root().join(path)).unwrap();
+    let (before, rest) = there.split_once(GENERATED).expect("where the part begins");
+    let (_, after) = rest.split_once(UNTIL).expect("where it ends");
+    expect(path, &format!("{before}{GENERATED}{part}{UNTIL}{after}"));
+}
+
 #[test]
 fn the_models_in_searches_are_those_of_the_registry() {
-    const PATH: &str = "docs/searches.md";
-    const UNTIL: &str = "<!-- Until here. -->\n";
-    let there = std::fs::read_to_string(root().join(PATH)).unwrap();
-    let (before, rest) = there.split_once(GENERATED).expect("where the table begins");
-    let (_, after) = rest.split_once(UNTIL).expect("where it ends");
     let mut table = String::from("| model | what it does | keys |\n|---|---|---|\n");
     for kind in KINDS {
         let key = |key: &sweepstream::models::kind::Key| {
@@ -318,5 +323,17 @@ fn the_models_in_searches_are_those_of_the_registry() {
         let keys: Vec<String> = kind.keys.iter().map(key).collect();
         table += &format!("| `{}` | {} | {} |\n", kind.name, kind.about, keys.join("; "));
     }
-    expect(PATH, &format!("{before}{GENERATED}{table}{UNTIL}{after}"));
+    expect_part("docs/searches.md", &table);
+}
+
+#[test]
+fn the_embedding_models_are_those_of_the_catalogue() {
+    let mut table = String::from("| name | dim | a text's row | repository | |\n|---|---|---|---|---|\n");
+    for entry in catalogue::entries() {
+        let pooling = catalogue::pooling_name(&entry.pooling);
+        let refused = if entry.is_dynamically_quantised { "refused: dynamically quantised" } else { "" };
+        let cells = [&format!("`{}`", entry.name), &entry.dim.to_string(), pooling, &entry.repository, refused];
+        table += &format!("| {} |\n", cells.join(" | "));
+    }
+    expect_part("docs/embedders.md", &table);
 }

@@ -7,7 +7,7 @@ use sweepstream::config::Settings;
 use sweepstream::features::codec::{self, Dtype};
 use sweepstream::kafka::client;
 use sweepstream::kafka::topics::Declarations;
-use sweepstream::train::start::{start, Started};
+use sweepstream::train::store::start::{start, Started};
 
 pub const DIM: usize = 384;
 pub const LABELS: usize = 15;

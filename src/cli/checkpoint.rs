@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 
 use super::output::say;
 use super::{connect, file, Environment, Result};
-use crate::train::checkpoint::sha256_hex;
-use crate::train::export::export;
-use crate::train::find;
+use crate::train::store::checkpoint::sha256_hex;
+use crate::train::store::export::export;
+use crate::train::store::find;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -16,9 +16,9 @@ use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
 use crate::plot::search as plot;
 use crate::search::results::Leaderboard;
 use crate::topology::{Topology, STAGES};
-use crate::train::export::export;
-use crate::train::find;
-use crate::train::start::{start, Started};
+use crate::train::store::export::export;
+use crate::train::store::find;
+use crate::train::store::start::{start, Started};
 
 /// Sentences produced.
 const SENTENCES: usize = 4_000;

@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod file;
 mod health;
+mod models;
 mod output;
 mod parts;
 mod plot;
@@ -97,25 +98,33 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             T::Kafka(error) => code_of(error),
         };
     }
+    if let Some(error) = error.downcast_ref::<crate::parts::fetch::Error>() {
+        use crate::parts::fetch::Error as F;
+        return match error {
+            F::Revision(_) => Some(code::USAGE),
+            F::File { .. } => None,
+            _ => Some(code::CONFIG),
+        };
+    }
     let config = error.is::<crate::config::Error>()
-        || error.is::<crate::parts::Missing>()
-        || error.is::<crate::embed::model::Error>()
+        || error.is::<crate::parts::Error>()
+        || error.is::<crate::embed::embedders::embedder::Error>()
         || error.is::<crate::http::Error>();
     if config {
         return Some(code::CONFIG);
     }
-    if let Some(error) = error.downcast_ref::<crate::train::find::Error>() {
-        use crate::train::find::Error as F;
+    if let Some(error) = error.downcast_ref::<crate::train::store::find::Error>() {
+        use crate::train::store::find::Error as F;
         return match error {
             F::Unknown { .. } => Some(code::USAGE),
             F::Kafka(error) => code_of(error),
         };
     }
-    if let Some(crate::train::export::Error::Kafka(error)) = error.downcast_ref() {
+    if let Some(crate::train::store::export::Error::Kafka(error)) = error.downcast_ref() {
         return code_of(error);
     }
-    if let Some(error) = error.downcast_ref::<crate::train::start::Error>() {
-        use crate::train::start::Error as S;
+    if let Some(error) = error.downcast_ref::<crate::train::store::start::Error>() {
+        use crate::train::store::start::Error as S;
         return match error {
             S::Search(_) | S::WeightsFile { .. } | S::Weights { .. } => Some(code::USAGE),
             S::Kafka(error) => code_of(error),
@@ -187,6 +196,8 @@ enum Command {
     Config(config::Arguments),
     /// Show where each part was found
     Parts(parts::Arguments),
+    /// List the embedding models that have names, and get one
+    Models(models::Arguments),
     /// Ask a running process whether it is at work
     Health(health::Arguments),
     /// Print a completion script for a shell
@@ -248,6 +259,7 @@ fn run(cli: Cli) -> Result {
         Command::Topics(arguments) => topics::run(&environment, &arguments),
         Command::Config(arguments) => config::run(&environment, &arguments),
         Command::Parts(arguments) => parts::run(&environment, &arguments),
+        Command::Models(arguments) => models::run(&environment, &arguments),
         Command::Health(arguments) => health::run(&environment, &arguments),
         Command::Completions(arguments) => completions::run(&arguments),
     }
@@ -311,7 +323,7 @@ mod tests {
 
     #[test]
     fn what_kafka_says_decides_the_exit_code_whoever_asked() {
-        use crate::train::{export, find, start};
+        use crate::train::store::{export, find, start};
         let away = || kafka::Error::call("asking")(KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure));
         let missing = || kafka::Error::Topics("there is none".into());
         for (error, wanted) in [(away as fn() -> kafka::Error, code::UNAVAILABLE), (missing, code::CONFIG)] {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::output::{show, table};
 use super::{Environment, Failure, Result};
-use crate::parts::Missing;
+use crate::parts::Error;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -34,7 +34,7 @@ struct Located<'p> {
 
 pub fn run(environment: &Environment, arguments: &Arguments) -> Result {
     let parts = &environment.parts;
-    let found: [(&str, &str, Result<PathBuf, Missing>); 4] = [
+    let found: [(&str, &str, Result<PathBuf, Error>); 4] = [
         ("onnxruntime", "", parts.onnxruntime()),
         ("model", "", parts.model(&environment.settings).map(|files| files.folder)),
         ("kafka", " (local broker)", parts.kafka().map(|folder| folder.join("kafka"))),

@@ -11,7 +11,7 @@ use super::{connect, Environment, Failure, Result};
 use crate::plot::search::figure;
 use crate::search::results::Results;
 use crate::text::shortened;
-use crate::train::find::results;
+use crate::train::store::find::results;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -14,8 +14,8 @@ use crate::kafka::groups::{Groups, Membership};
 use crate::output::EndState;
 use crate::search::objective::{LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS, VALIDATION_MACRO_F1};
 use crate::search::results::{searches, Leaderboard, Listed};
-use crate::train::start::start;
-use crate::train::{edit, find, store};
+use crate::train::store::start::start;
+use crate::train::store::{edit, find, trials};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -110,7 +110,7 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
         }
         Command::Wait { id, timeout } => wait(settings, &id, timeout),
         Command::List { json } => {
-            let trials = store::trials(settings)?;
+            let trials = trials::all(settings)?;
             let searches = searches(trials.values().map(|stored| &stored.record));
             Ok(show(json, &searches, || list(&searches))?)
         }
@@ -130,7 +130,7 @@ fn wait(settings: &Settings, id: &str, timeout: Option<Duration>) -> Result {
     let mut is_late = false;
     let mut progress = Progress::new(format!("search {id}"), "trials ended", total);
     let mut ends: BTreeMap<String, EndState> = BTreeMap::new();
-    store::follow(settings, &known, |trials| {
+    trials::follow(settings, &known, |trials| {
         ends = trials
             .iter()
             .filter_map(|(trial, stored)| Some((trial.clone(), stored.record.outcome.as_ref()?.state)))

@@ -6,7 +6,7 @@ use super::output::{say, show, table};
 use super::{connect, Environment, Result};
 use crate::search::parameters::summary;
 use crate::search::record::TrialRecord;
-use crate::train::{edit, find, store};
+use crate::train::store::{edit, find, trials};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -57,7 +57,7 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
     let settings = &environment.settings;
     match arguments.command {
         Command::List { search, json } => {
-            let mut trials = store::trials(settings)?;
+            let mut trials = trials::all(settings)?;
             trials.retain(|_, stored| search.as_ref().is_none_or(|search| stored.record.search == *search));
             let records: Vec<&TrialRecord> = trials.values().map(|stored| &stored.record).collect();
             Ok(show(json, &records, || list(&records))?)

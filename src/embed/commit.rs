@@ -16,14 +16,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Error};
 use super::{recover, Chunk, InFlight, Origin, Record};
+use crate::coordinates::Positions;
 use crate::features::codec::{self, source_digest, DIGEST_HEADER, EMBEDDER_HEADER, SOURCE_HEADER, TRUNCATED_HEADER};
 use crate::input::{Invalid, LABEL_HEADER};
 use crate::kafka;
-use crate::kafka::consumer::{Lease, LeaseState, Wake};
 use crate::kafka::exactly_once::{self, Next, Owner, Remembered, Terms, REBALANCE};
+use crate::kafka::lease::{Lease, LeaseState};
 use crate::kafka::offsets::{CommittedWatch, Offsets};
 use crate::kafka::topics;
 use crate::kafka::transaction::{Outgoing, Transaction, TransactionalProducer};
+use crate::kafka::wake::Wake;
 
 /// See the module.
 pub(super) struct Committer<'c> {
@@ -46,7 +48,7 @@ struct Tally {
     dead: BTreeMap<&'static str, u64>,
     timestamps_ms: Vec<i64>,
     /// Partition → offset committed.
-    next: BTreeMap<i32, i64>,
+    next: Positions,
 }
 
 impl<'c> Committer<'c> {
@@ -110,7 +112,7 @@ impl<'c> Committer<'c> {
             patience: context.settings.kafka.session_timeout + REBALANCE,
             metrics: &context.metrics.embed.transactions,
         };
-        let mut verdicts = Verdicts { committer: self, records, matrices, done: BTreeMap::new() };
+        let mut verdicts = Verdicts { committer: self, records, matrices, done: Positions::default() };
         match exactly_once::commit(&mut verdicts, terms) {
             Ok(None) => Ok(()),
             Ok(Some(tally)) => {
@@ -132,7 +134,7 @@ impl<'c> Committer<'c> {
         let state = self.lease.hold();
         let Some(metadata) = state.metadata.as_deref() else { return Ok(()) };
         let committed = self.watch.read(partitions)?.into_iter();
-        let positions: Vec<(i32, i64)> = committed
+        let positions: Positions = committed
             .filter(|(partition, _)| state.partitions.contains_key(partition))
             .map(|(partition, committed)| (partition, committed.offset))
             .collect();
@@ -144,7 +146,7 @@ impl<'c> Committer<'c> {
 
     /// Kafka must hold what was committed last: it removes a topic's offsets with the topic, and a consumer reads on in
     /// a new topic of the same name as if nothing had happened.
-    fn confirm(&self, expected: &BTreeMap<i32, i64>) -> kafka::Result<()> {
+    fn confirm(&self, expected: &Positions) -> kafka::Result<()> {
         let (group, topic) = (self.context.settings.embed_group(), &self.context.topics.texts.name);
         let remembered = Remembered { group: &group, topic, expected };
         remembered.confirm(&self.context.settings, Some(&self.watch), |partition| {
@@ -155,10 +157,9 @@ impl<'c> Committer<'c> {
         })
     }
 
-    fn offsets(&self, next: &BTreeMap<i32, i64>) -> kafka::Result<Offsets> {
-        let next: Vec<(i32, i64)> = next.iter().map(|(&partition, &offset)| (partition, offset)).collect();
+    fn offsets(&self, next: &Positions) -> kafka::Result<Offsets> {
         let metadata = recover::mark(self.context, &self.context.transactional_id, false);
-        kafka::offsets::list(&self.context.topics.texts.name, &next, &metadata)
+        kafka::offsets::list(&self.context.topics.texts.name, next, &metadata)
     }
 
     fn send(
@@ -285,7 +286,7 @@ struct Verdicts<'a, 'c> {
     records: &'a [Record],
     matrices: &'a [Option<Vec<u8>>],
     /// After a producer died, what it committed last is not known: offsets below these are done.
-    done: BTreeMap<i32, i64>,
+    done: Positions,
 }
 
 impl Owner for Verdicts<'_, '_> {
@@ -379,13 +380,13 @@ impl Verdicts<'_, '_> {
 
 /// Whether a record is still to be committed by us: its partition is held under the assignment that brought the record,
 /// and a producer that died has not committed it.
-fn is_ours(state: &LeaseState, origin: Origin, done: &BTreeMap<i32, i64>) -> bool {
+fn is_ours(state: &LeaseState, origin: Origin, done: &Positions) -> bool {
     state.owns(origin.partition, origin.assignment)
         && done.get(&origin.partition).is_none_or(|&offset| origin.offset >= offset)
 }
 
 /// Notes what had been committed of these records before anybody knew.
-fn raise(state: &mut LeaseState, origins: impl Iterator<Item = Origin>, done: &BTreeMap<i32, i64>) {
+fn raise(state: &mut LeaseState, origins: impl Iterator<Item = Origin>, done: &Positions) {
     for Origin { partition, assignment, .. } in origins {
         if state.owns(partition, assignment) {
             if let (Some(committed), Some(&done)) = (state.committed.get_mut(&partition), done.get(&partition)) {
@@ -405,13 +406,13 @@ mod tests {
 
     /// Partition 0 under assignment 1, partition 1 under assignment 2.
     fn state() -> LeaseState {
-        let (partitions, committed) = (BTreeMap::from([(0, 1), (1, 2)]), BTreeMap::from([(0, 10), (1, 20)]));
+        let (partitions, committed) = (BTreeMap::from([(0, 1), (1, 2)]), Positions::from([(0, 10), (1, 20)]));
         LeaseState { partitions, committed, ..LeaseState::default() }
     }
 
     #[test]
     fn what_a_revocation_took_is_left_out() {
-        let (state, none) = (state(), BTreeMap::new());
+        let (state, none) = (state(), Positions::default());
         assert!(is_ours(&state, origin(0, 10, 1), &none));
         assert!(!is_ours(&state, origin(2, 10, 1), &none), "it went");
         assert!(!is_ours(&state, origin(1, 20, 1), &none), "it went, and came back under another assignment");
@@ -419,12 +420,12 @@ mod tests {
 
     #[test]
     fn what_a_dead_producer_has_committed_is_left_out_and_noted() {
-        let (mut state, done) = (state(), BTreeMap::from([(0, 12), (1, 25), (2, 7)]));
+        let (mut state, done) = (state(), Positions::from([(0, 12), (1, 25), (2, 7)]));
         let ours: Vec<i64> = (10..14).filter(|&offset| is_ours(&state, origin(0, offset, 1), &done)).collect();
         assert_eq!(ours, [12, 13]);
         raise(&mut state, [origin(0, 11, 1), origin(1, 24, 1), origin(2, 6, 1)].into_iter(), &done);
-        assert_eq!(state.committed, BTreeMap::from([(0, 12), (1, 20)]), "what is not ours is not noted");
-        let earlier = BTreeMap::from([(0, 3)]);
+        assert_eq!(state.committed, Positions::from([(0, 12), (1, 20)]), "what is not ours is not noted");
+        let earlier = Positions::from([(0, 3)]);
         raise(&mut state, [origin(0, 11, 1)].into_iter(), &earlier);
         assert_eq!(state.committed[&0], 12, "never backwards");
     }

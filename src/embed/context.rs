@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
 
-use super::model;
+use super::embedders::embedder;
 use crate::kafka;
 use crate::stage::{self, Failure};
 
@@ -15,7 +15,7 @@ pub enum Error {
     Kafka(#[from] kafka::Error),
     /// The model.
     #[error(transparent)]
-    Model(#[from] model::Error),
+    Model(#[from] embedder::Error),
     /// Offsets of the group are gone and where it was cannot be known.
     #[error("{0}")]
     Position(String),

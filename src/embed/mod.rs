@@ -15,11 +15,10 @@ pub mod batch;
 mod beginning;
 mod commit;
 pub mod context;
-pub mod model;
+pub mod embedders;
 mod recover;
 mod source;
 pub mod stage;
-pub mod tokenize;
 mod writers;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +28,8 @@ use crossbeam_channel::{Receiver, Sender};
 use rdkafka::message::{Message, OwnedMessage};
 
 use crate::input::Invalid;
-use tokenize::Tokenized;
+use embedders::embedder;
+use embedders::tokenize::Tokenized;
 
 /// Chunks between source and commit: one being inferred, one waiting, one being committed.
 const CHUNKS_IN_FLIGHT: usize = 3;
@@ -59,6 +59,7 @@ struct Origin {
 
 /// A record that can be embedded.
 struct Text {
+    text: String,
     label: Option<String>,
     id: Option<Vec<u8>>,
     tokenized: Tokenized,
@@ -76,7 +77,7 @@ struct Chunk {
 /// Matrices of one inference call, and which records of the chunk they belong to.
 struct BatchResult {
     indices: Vec<u32>,
-    matrices: Result<Vec<Vec<u8>>, model::Error>,
+    matrices: Result<Vec<Vec<u8>>, embedder::Error>,
 }
 
 /// A batch on its way to an inference thread.

@@ -15,6 +15,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use super::beginning::{self, Beginning, By, Found, Refusal};
 use super::context::{Context, Error};
 use super::writers::{self, Mark};
+use crate::coordinates::{Coordinates, Positions};
 use crate::features::codec::{source_digest, DIGEST_HEADER, SOURCE_HEADER};
 use crate::kafka;
 use crate::kafka::consumer::{GroupMetadata, Member};
@@ -40,9 +41,9 @@ pub(super) fn positions(
     member: &Member,
     partitions: &[i32],
     begins: bool,
-) -> Result<Vec<(i32, i64)>, Error> {
+) -> Result<Positions, Error> {
     if partitions.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Positions::default());
     }
     fail_point!("embed.recover.positions", |code| Err(kafka::Error::injected(code).into()));
     let recovery = Recovery { context, watermarks: Watermarks::new(&context.settings)? };
@@ -59,7 +60,7 @@ pub(super) fn positions(
     let parted = |partition: &i32| undone || ended.contains(partition);
     let doubted = |partition: &i32| begins || parted(partition) || !committed.get(partition).is_some_and(is_ours);
     let mut lasts = recovery.lasts(partitions.iter().copied().filter(doubted))?;
-    let (mut going_on, mut beginning, mut beyond) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let (mut going_on, mut beginning, mut beyond) = (Positions::default(), Positions::default(), Positions::default());
     for &partition in partitions {
         let found = committed.get(&partition);
         let last = lasts.remove(&partition);
@@ -67,7 +68,8 @@ pub(super) fn positions(
             let _ = beyond.insert(partition, last.offset + 1);
         }
         let begins_at = recovery.begin(partition, found, last.as_ref(), parted(&partition))?;
-        if begins_at.goes_on() { &mut going_on } else { &mut beginning }.push((partition, begins_at.position()));
+        let positions = if begins_at.goes_on() { &mut going_on } else { &mut beginning };
+        let _ = positions.insert(partition, begins_at.position());
     }
     // The partition has our name now, and an offset that vanishes means that the topic is another one.
     member.commit(&going_on, &mark(context, &context.transactional_id, false))?;
@@ -84,15 +86,14 @@ pub(super) fn positions(
 pub(super) fn scrub(
     context: &Context,
     producer: &mut TransactionalProducer,
-    positions: &[(i32, i64)],
+    positions: &Positions,
     owner: &str,
     metadata: &GroupMetadata,
 ) -> kafka::Result<()> {
     let (features, dead) = (&context.topics.features, &context.topics.dead_letters);
-    let places = |&(partition, _): &(i32, i64)| {
-        [(features.name.as_str(), partition), (dead.name.as_str(), partition % dead.partitions)]
-    };
-    let places: Vec<(&str, i32)> = positions.iter().flat_map(places).collect();
+    let places =
+        |&partition: &i32| [(features.name.as_str(), partition), (dead.name.as_str(), partition % dead.partitions)];
+    let places: Vec<(&str, i32)> = positions.keys().flat_map(places).collect();
     let offsets = kafka::offsets::list(&context.topics.texts.name, positions, &mark(context, owner, false))?;
     exactly_once::scrub(producer, &places, &[(&offsets, metadata)])
 }
@@ -118,11 +119,11 @@ impl Recovery<'_> {
         let settings = &self.context.settings;
         let texts = &self.context.topics.texts.name;
         let named = CommittedWatch::new(settings, &self.group(), texts)?.read(open)?;
-        let mut owners: BTreeMap<&str, Vec<(i32, i64)>> = BTreeMap::new();
+        let mut owners: BTreeMap<&str, Positions> = BTreeMap::new();
         for (&partition, committed) in &named {
             let ours = |mark: &Mark<'_>| mark.owner.starts_with(&format!("{}.", self.group()));
             if let Some(mark) = Mark::parse(&committed.metadata).filter(ours) {
-                owners.entry(mark.owner).or_default().push((partition, committed.offset));
+                let _ = owners.entry(mark.owner).or_default().insert(partition, committed.offset);
             }
         }
         let mut ended = BTreeSet::new();
@@ -133,13 +134,13 @@ impl Recovery<'_> {
                 "ending the transaction that a former owner left open"
             );
             self.end_transaction_of(owner, &positions, member)?;
-            ended.extend(positions.iter().map(|&(partition, _)| partition));
+            ended.extend(positions.keys().copied());
         }
         Ok(ended)
     }
 
     /// Others who were given partitions of the same owner do the same, and each fences the one before.
-    fn end_transaction_of(&self, owner: &str, positions: &[(i32, i64)], member: &Member) -> Result<(), Error> {
+    fn end_transaction_of(&self, owner: &str, positions: &Positions, member: &Member) -> Result<(), Error> {
         const ATTEMPTS: u32 = 5;
         for attempt in 0..ATTEMPTS {
             let ended = TransactionalProducer::new(&self.context.settings, owner, &[])
@@ -337,7 +338,7 @@ impl Recovery<'_> {
                 let value = headers::of(message).rev().flatten().find(|header| header.key == name)?.value?;
                 std::str::from_utf8(value).ok()
             };
-            let (partition, offset) = parse_source(header(SOURCE_HEADER)?, texts)?;
+            let Coordinates { partition, offset } = Coordinates::of_source(header(SOURCE_HEADER)?, texts)?;
             Some((partition, Trace { offset, digest: header(DIGEST_HEADER).map(str::to_owned) }))
         };
         let in_features: BTreeMap<i32, i32> = partitions.map(|partition| (partition, partition)).collect();
@@ -360,32 +361,10 @@ impl Recovery<'_> {
     }
 }
 
-/// Partition and offset of `topic/partition/offset`, if the topic is this one.
-fn parse_source(source: &str, topic: &str) -> Option<(i32, i64)> {
-    let (rest, offset) = source.rsplit_once('/')?;
-    let (source_topic, partition) = rest.rsplit_once('/')?;
-    (source_topic == topic).then_some(())?;
-    Some((partition.parse().ok()?, offset.parse().ok()?))
-}
-
 /// Offsets that are committed, asked for by a client that is no member.
-pub(super) fn committed(context: &Context, partitions: &[i32]) -> kafka::Result<BTreeMap<i32, i64>> {
+pub(super) fn committed(context: &Context, partitions: &[i32]) -> kafka::Result<Positions> {
     let (group, topic) = (context.settings.embed_group(), &context.topics.texts.name);
     let bound = context.settings.kafka.open_transaction_max();
     let committed = kafka::offsets::committed(&context.settings, &group, topic, partitions, bound)?;
     Ok(committed.into_iter().map(|(partition, committed)| (partition, committed.offset)).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_source;
-
-    #[test]
-    fn sources_of_other_topics_are_not_ours() {
-        assert_eq!(parse_source("texts/3/17", "texts"), Some((3, 17)));
-        assert_eq!(parse_source("a/b/3/17", "a/b"), Some((3, 17)));
-        assert_eq!(parse_source("other/3/17", "texts"), None);
-        assert_eq!(parse_source("texts/3/", "texts"), None);
-        assert_eq!(parse_source("17", "texts"), None);
-    }
 }

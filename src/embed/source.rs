@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Sender};
 use fail::fail_point;
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{Message, OwnedMessage};
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Error};
-use super::tokenize::TextTokenizer;
-use super::{batch, recover, Chunk, InFlight, Job, Record, Text, CHUNKS_IN_FLIGHT};
+use super::embedders::tokenize::TextTokenizer;
+use super::{batch, Chunk, InFlight, Job, Record, Text, CHUNKS_IN_FLIGHT};
+use crate::coordinates::Positions;
 use crate::input::{self, Invalid, LABEL_HEADER};
 use crate::kafka;
-use crate::kafka::consumer::{Member, Rebalance, Wake};
+use crate::kafka::consumer::{GroupMember, Rebalance};
 use crate::kafka::headers;
 use crate::kafka::reader::Polled;
+use crate::kafka::wake::Wake;
 
 /// Records taken from one partition before the next has its turn, and before an idle inference thread gets what there is.
 const TURN_RECORDS: usize = 32;
@@ -28,10 +30,14 @@ const IDLE: Duration = Duration::from_millis(100);
 /// How often lag is measured.
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Finds out where newly assigned partitions begin; true with those that this process is given first.
+pub(super) type Recover<'c, M> = &'c dyn Fn(&M, &[i32], bool) -> Result<Positions, Error>;
+
 /// See the module.
-pub(super) struct Source<'c> {
+pub(super) struct Source<'c, M> {
     context: &'c Context,
-    member: Member,
+    member: M,
+    recover: Recover<'c, M>,
     tokenizer: &'c TextTokenizer,
     in_flight: InFlight,
     wake: Wake,
@@ -47,12 +53,14 @@ pub(super) struct Source<'c> {
     turn: i32,
     /// Inference threads.
     sessions: usize,
+    lag_measured: Instant,
 }
 
-impl<'c> Source<'c> {
+impl<'c, M: GroupMember> Source<'c, M> {
     pub fn new(
         context: &'c Context,
-        member: Member,
+        member: M,
+        recover: Recover<'c, M>,
         tokenizer: &'c TextTokenizer,
         in_flight: InFlight,
         wake: Wake,
@@ -61,6 +69,7 @@ impl<'c> Source<'c> {
         Self {
             context,
             member,
+            recover,
             tokenizer,
             in_flight,
             wake,
@@ -72,6 +81,7 @@ impl<'c> Source<'c> {
             has_begun: false,
             turn: -1,
             sessions: context.settings.embed.sessions_and_threads().0,
+            lag_measured: Instant::now(),
         }
     }
 
@@ -86,22 +96,26 @@ impl<'c> Source<'c> {
     }
 
     fn work(&mut self, jobs: &Sender<Job>, chunks: &Sender<Chunk>) -> Result<(), Error> {
-        let mut lag_measured = Instant::now();
         while !self.context.stop.is_cancelled() && !self.failed.is_cancelled() {
-            let mut busy = self.serve_group()?;
-            busy |= self.take_records()?;
-            busy |= self.submit(jobs, chunks)?;
-            if lag_measured.elapsed() > LAG_INTERVAL {
-                lag_measured = Instant::now();
-                self.check_partitions()?;
-                self.measure_lag();
-                self.context.own.show_connected(self.member.connected());
-            }
-            if !busy {
+            if !self.run_once(jobs, chunks)? {
                 self.wake.wait(IDLE);
             }
         }
         Ok(())
+    }
+
+    /// One round; whether there was anything to do.
+    fn run_once(&mut self, jobs: &Sender<Job>, chunks: &Sender<Chunk>) -> Result<bool, Error> {
+        let mut busy = self.serve_group()?;
+        busy |= self.take_records()?;
+        busy |= self.submit(jobs, chunks)?;
+        if self.lag_measured.elapsed() > LAG_INTERVAL {
+            self.lag_measured = Instant::now();
+            self.check_partitions()?;
+            self.measure_lag();
+            self.context.own.show_connected(self.member.connected());
+        }
+        Ok(busy)
     }
 
     /// In-flight chunks are finished; what was only read is left to the next owner.
@@ -135,9 +149,9 @@ impl<'c> Source<'c> {
         match rebalance {
             Rebalance::Assigned(partitions) => {
                 self.check_partitions()?;
-                let positions = recover::positions(self.context, &self.member, &partitions, !self.has_begun)?;
+                let positions = (self.recover)(&self.member, &partitions, !self.has_begun)?;
                 self.member.take(&positions)?;
-                let owned = self.member.lease().hold().partitions.clone();
+                let owned = self.member.owned();
                 tracing::info!(group = %self.context.settings.embed_group(), ?positions, owned = owned.len(), "assigned");
                 self.owned = owned;
                 self.has_begun |= !partitions.is_empty();
@@ -195,7 +209,7 @@ impl<'c> Source<'c> {
             let mut taken = 0;
             while taken < TURN_RECORDS && self.has_room() {
                 let record = match self.member.poll_partition(partition) {
-                    Ok(Some(Polled::Record(message))) => self.read(&message, assignment)?,
+                    Ok(Some(Polled::Record(message))) => self.read(message, assignment)?,
                     Ok(None | Some(Polled::End)) => break,
                     Ok(Some(Polled::OutOfLog)) => return Err(self.out_of_log(partition)),
                     Err(error) => {
@@ -224,10 +238,10 @@ impl<'c> Source<'c> {
         kafka::Error::data(&self.context.topics.texts.name, partition, message).into()
     }
 
-    fn read(&self, message: &BorrowedMessage<'_>, assignment: u64) -> Result<Record, Error> {
+    fn read(&self, message: OwnedMessage, assignment: u64) -> Result<Record, Error> {
         self.context.metrics.embed.records.inc();
         let document =
-            label(message).and_then(|label| input::document(&self.context.settings.input, message.payload(), label));
+            label(&message).and_then(|label| input::document(&self.context.settings.input, message.payload(), label));
         let content = match document {
             Err(invalid) => Err(invalid),
             Ok(document) => {
@@ -238,11 +252,11 @@ impl<'c> Source<'c> {
                 if tokenized.rows.is_empty() {
                     Err(Invalid::NoWords)
                 } else {
-                    Ok(Text { label: document.label, id: document.id, tokenized })
+                    Ok(Text { text: document.text, label: document.label, id: document.id, tokenized })
                 }
             }
         };
-        Ok(Record { message: message.detach(), assignment, content })
+        Ok(Record { message, assignment, content })
     }
 
     /// Hands over what has come as soon as an inference thread would soon have nothing to do, or there is enough for
@@ -294,7 +308,7 @@ impl<'c> Source<'c> {
 }
 
 /// The last of its labels.
-fn label<'m>(message: &'m BorrowedMessage<'_>) -> Result<Option<&'m [u8]>, Invalid> {
+fn label(message: &OwnedMessage) -> Result<Option<&[u8]>, Invalid> {
     headers::of(message).try_fold(None, |label, header| match header {
         Ok(header) if header.key == LABEL_HEADER => Ok(header.value),
         Ok(_) => Ok(label),
@@ -309,3 +323,6 @@ fn tokens(record: &Record) -> usize {
 fn bytes(record: &Record) -> usize {
     record.message.payload().map_or(0, <[u8]>::len)
 }
+
+#[cfg(test)]
+mod tests;

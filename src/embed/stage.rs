@@ -8,13 +8,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::commit::Committer;
 use super::context::{Context, Error};
-use super::model::{self, Embedder, Item, Model};
+use super::embedders::embedder::{self, Embedder, Item};
+use super::embedders::model::Model;
 use super::source::Source;
-use super::{BatchResult, Chunk, InFlight, Job, CHUNKS_IN_FLIGHT};
+use super::{recover, BatchResult, Chunk, InFlight, Job, CHUNKS_IN_FLIGHT};
 use crate::config::Settings;
 use crate::input::Invalid;
 use crate::kafka::client;
-use crate::kafka::consumer::{Member, Wake};
+use crate::kafka::consumer::Member;
+use crate::kafka::wake::Wake;
 use crate::metrics::TransactionOutcome;
 use crate::parts::Parts;
 use crate::stage::{BoxFailure, Failure, Loaded, Spec, Stage};
@@ -33,7 +35,7 @@ fn load(settings: &Settings, parts: &Parts) -> Result<Loaded, BoxFailure> {
     })
 }
 
-impl Failure for model::Error {}
+impl Failure for embedder::Error {}
 
 struct Embedding {
     context: Context,
@@ -78,7 +80,7 @@ fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
             let (left, wake) = (left.clone(), wake.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("embed-infer-{i}"))
-                .spawn_scoped(scope, move || infer(session, &queue, &left, &wake, &metrics))
+                .spawn_scoped(scope, move || infer(session.as_mut(), &queue, &left, &wake, &metrics))
                 .map_err(spawn_failed)?;
             workers.push(worker);
         }
@@ -96,7 +98,9 @@ fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
                 })
                 .map_err(spawn_failed)?
         };
-        let source = Source::new(context, member, tokenizer, in_flight, wake, failed);
+        let recover =
+            |member: &Member, partitions: &[i32], begins| recover::positions(context, member, partitions, begins);
+        let source = Source::new(context, member, &recover, tokenizer, in_flight, wake, failed);
         let sourced = source.run(&jobs, &chunks);
         // The group has been left: what is still in flight can not be committed any more, so nobody infers it.
         left.cancel();
@@ -112,7 +116,7 @@ fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
 }
 
 fn infer(
-    session: &mut impl Embedder,
+    session: &mut dyn Embedder,
     queue: &Receiver<Job>,
     left: &CancellationToken,
     wake: &Wake,
@@ -128,7 +132,7 @@ fn infer(
             .indices
             .iter()
             .filter_map(|&i| job.records[i as usize].content.as_ref().ok())
-            .map(|text| Item { ids: &text.tokenized.ids, rows: &text.tokenized.rows })
+            .map(|text| Item { text: &text.text, ids: &text.tokenized.ids, rows: &text.tokenized.rows })
             .collect();
         let longest = items.iter().map(|item| item.ids.len()).max().unwrap_or(0);
         metrics.batch_tokens.observe((longest * items.len()) as f64);

@@ -4,10 +4,9 @@
 //! each other, so each looks for the other before it begins: beside the offsets that a stage commits stands what it
 //! writes to.
 
-use std::collections::BTreeMap;
-
 use super::context::{Context, Error};
 use crate::config::Settings;
+use crate::coordinates::Positions;
 use crate::kafka;
 use crate::kafka::groups::{Groups, Membership};
 use crate::kafka::offsets::Committed;
@@ -58,7 +57,7 @@ impl std::fmt::Display for Mark<'_> {
 ///
 /// # Errors
 /// Names the application and its group, and the ways out.
-pub(super) fn refuse_others(context: &Context, beyond: &BTreeMap<i32, i64>) -> Result<(), Error> {
+pub(super) fn refuse_others(context: &Context, beyond: &Positions) -> Result<(), Error> {
     let (settings, topics) = (&context.settings, &context.topics);
     if settings.embed.alongside {
         return Ok(());

@@ -9,6 +9,7 @@ use twox_hash::xxhash3_64::Hasher;
 
 use super::codec::{self, MatrixView};
 use super::window::number;
+use crate::coordinates::Coordinates;
 use crate::text::shortened;
 
 /// A stretch of one partition.
@@ -158,13 +159,13 @@ pub struct Survey {
     pub labels: BTreeMap<String, u64>,
     label_bytes: usize,
     /// The first label that is one too many for all to be classes.
-    pub first_beyond_classes: Option<(i32, i64)>,
+    pub first_beyond_classes: Option<Coordinates>,
     /// The first label that is no number, and why.
-    pub first_no_number: Option<((i32, i64), String)>,
+    pub first_no_number: Option<(Coordinates, String)>,
     /// Records without a label.
     pub unlabelled: u64,
     /// Where the first of them is.
-    pub first_unlabelled: Option<(i32, i64)>,
+    pub first_unlabelled: Option<Coordinates>,
     /// Longest matrix.
     pub rows_max: usize,
     /// Rows of all matrices, each cut at the rows that will be read.
@@ -186,7 +187,7 @@ impl Survey {
     /// Says why a trial could not read it.
     pub fn add(
         &mut self,
-        (partition, offset): (i32, i64),
+        at: Coordinates,
         record: RawRecord<'_>,
         rows_max: usize,
         validation: u32,
@@ -205,8 +206,8 @@ impl Survey {
             ));
         }
         self.dim = matrix.dim;
-        let (records, digest) = self.partitions.entry(partition).or_default();
-        let identity = Identity { key: record.key, source: record.source, partition, ordinal: *records };
+        let (records, digest) = self.partitions.entry(at.partition).or_default();
+        let identity = Identity { key: record.key, source: record.source, partition: at.partition, ordinal: *records };
         self.validation += u64::from(identity.is_validation(validation));
         *records += 1;
         digest.update(record.key, record.label, value);
@@ -214,10 +215,10 @@ impl Survey {
         self.rows_read += matrix.rows.min(rows_max) as u64;
         self.number_bytes = self.number_bytes.max(matrix.dtype.bytes());
         match record.label {
-            Some(label) => self.add_label((partition, offset), class_name(label)?),
+            Some(label) => self.add_label(at, class_name(label)?),
             None => {
                 self.unlabelled += 1;
-                let _ = self.first_unlabelled.get_or_insert((partition, offset));
+                let _ = self.first_unlabelled.get_or_insert(at);
             }
         }
         if let Some(embedder) = record.embedder {
@@ -230,16 +231,16 @@ impl Survey {
     }
 
     /// Whether labels are what a trial needs depends on its task.
-    fn add_label(&mut self, place: (i32, i64), label: &str) {
+    fn add_label(&mut self, at: Coordinates, label: &str) {
         if self.first_no_number.is_none() {
-            self.first_no_number = number(label).err().map(|why| (place, why));
+            self.first_no_number = number(label).err().map(|why| (at, why));
         }
         if let Some(count) = self.labels.get_mut(label) {
             *count += 1;
             return;
         }
         if self.label_bytes + label.len() > LABELS_BYTES_MAX {
-            let _ = self.first_beyond_classes.get_or_insert(place);
+            let _ = self.first_beyond_classes.get_or_insert(at);
             return;
         }
         self.label_bytes += label.len();
@@ -274,6 +275,10 @@ fn readable(bytes: &[u8]) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn at(partition: i32, offset: i64) -> Coordinates {
+        Coordinates { partition, offset }
+    }
     use crate::features::codec::Dtype;
 
     #[test]
@@ -333,10 +338,10 @@ mod tests {
             let label = format!("{long}{}", i / 2);
             let embedder = Some(label.as_bytes());
             let record = RawRecord { key: None, value: Some(&value), label: embedder, source: None, embedder };
-            survey.add((0, i as i64), record, 1, 0)
+            survey.add(at(0, i as i64), record, 1, 0)
         };
         (0..300).for_each(|i| add(i).unwrap());
-        assert_eq!(survey.first_beyond_classes, Some((0, 104)));
+        assert_eq!(survey.first_beyond_classes, Some(at(0, 104)));
         assert_eq!((survey.labels.len(), survey.labels.values().sum::<u64>()), (52, 104));
         assert!(survey.embedders.iter().map(String::len).sum::<usize>() < 10_000);
     }
@@ -346,18 +351,18 @@ mod tests {
         let mut survey = Survey::default();
         let value = codec::encode(2, 3, &[0.0; 6], Dtype::F16);
         let record = |value, label| RawRecord { key: None, value, label, source: None, embedder: None };
-        survey.add((0, 5), record(Some(&value), Some(b"x")), 1, 0).unwrap();
-        survey.add((1, 7), record(Some(&value), None), 1, 0).unwrap();
+        survey.add(at(0, 5), record(Some(&value), Some(b"x")), 1, 0).unwrap();
+        survey.add(at(1, 7), record(Some(&value), None), 1, 0).unwrap();
         assert_eq!((survey.records(), survey.rows_max, survey.rows_read, survey.dim), (2, 2, 2, 3));
-        assert_eq!(survey.first_unlabelled, Some((1, 7)));
-        assert!(survey.add((0, 6), record(None, None), 1, 0).is_err());
+        assert_eq!(survey.first_unlabelled, Some(at(1, 7)));
+        assert!(survey.add(at(0, 6), record(None, None), 1, 0).is_err());
         let other = codec::encode(1, 4, &[0.0; 4], Dtype::F16);
-        assert!(survey.add((0, 6), record(Some(&other), None), 1, 0).unwrap_err().contains("one embedding model"));
-        let latin1 = survey.add((0, 6), record(Some(&value), Some(b"caf\xe9")), 1, 0).unwrap_err();
+        assert!(survey.add(at(0, 6), record(Some(&other), None), 1, 0).unwrap_err().contains("one embedding model"));
+        let latin1 = survey.add(at(0, 6), record(Some(&value), Some(b"caf\xe9")), 1, 0).unwrap_err();
         assert!(latin1.contains(r#""caf\xe9" is not valid UTF-8 at byte 3"#), "{latin1}");
         let infinite = codec::encode(2, 3, &[0.0, 0.0, 0.0, f32::INFINITY, 0.0, 0.0], Dtype::F16);
-        assert!(survey.add((0, 6), record(Some(&infinite), None), 2, 0).unwrap_err().starts_with("row 1 "));
+        assert!(survey.add(at(0, 6), record(Some(&infinite), None), 2, 0).unwrap_err().starts_with("row 1 "));
         // Nobody will read that row.
-        survey.add((0, 6), record(Some(&infinite), None), 1, 0).unwrap();
+        survey.add(at(0, 6), record(Some(&infinite), None), 1, 0).unwrap();
     }
 }

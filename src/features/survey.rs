@@ -5,6 +5,7 @@ use rdkafka::message::Message;
 use super::range::{Digest, PartitionRange, Range, Survey};
 use super::replay::raw;
 use crate::config::Settings;
+use crate::coordinates::Coordinates;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::scan::scan;
 use crate::kafka::{Error, Result};
@@ -29,11 +30,11 @@ pub fn capture(
     let offsets = u64::try_from(offsets).unwrap_or(0);
     let mut records = 0;
     scan(settings, topic, &extents, |message| {
-        let place = (message.partition(), message.offset());
+        let at = Coordinates { partition: message.partition(), offset: message.offset() };
         raw(message)
             .map_err(|error| error.to_string())
-            .and_then(|record| survey.add(place, record, rows_max, validation))
-            .map_err(|why| Error::data(topic, place.0, format!("offset {}: {why}", place.1)))?;
+            .and_then(|record| survey.add(at, record, rows_max, validation))
+            .map_err(|why| Error::data(topic, at.partition, format!("offset {}: {why}", at.offset)))?;
         records += 1;
         progress(records, offsets);
         Ok::<(), Error>(())

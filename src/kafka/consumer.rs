@@ -10,45 +10,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fail::fail_point;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message, OwnedMessage};
 use rdkafka::statistics::{Broker, Partition, Statistics};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::client;
 use super::error::{Class, Error, Result};
+use super::lease::Lease;
 use super::offsets::{self, committed_of, Committed};
 use super::reader::Polled;
+use super::wake::Wake;
+use crate::coordinates::Positions;
 
 /// What a group knows a member by.
 pub type GroupMetadata = ConsumerGroupMetadata;
-
-/// Lets one thread sleep until another has something for it.
-#[derive(Clone, Default)]
-pub struct Wake(Arc<(Mutex<bool>, Condvar)>);
-
-impl Wake {
-    /// Wakes the sleeper, or its next sleep.
-    pub fn notify(&self) {
-        *self.0 .0.lock() = true;
-        let _ = self.0 .1.notify_one();
-    }
-
-    /// Sleeps until notified, at most for `bound`.
-    pub fn wait(&self, bound: Duration) {
-        let mut notified = self.0 .0.lock();
-        if !*notified {
-            let _ = self.0 .1.wait_for(&mut notified, bound);
-        }
-        *notified = false;
-    }
-}
 
 /// What a group wants of its member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,67 +41,6 @@ pub enum Rebalance {
     Revoked(Vec<i32>),
     /// Partitions have gone already: whoever owns them now may be at work. Answered with [`Member::release`].
     Lost(Vec<i32>),
-}
-
-/// What a member owns, shared with whoever commits in its name.
-///
-/// The group metadata is taken together with the assignment, at its beginning and at its end, and never refreshed in
-/// between: freshly fetched metadata would let a process that lost a partition commit for it.
-#[derive(Default)]
-pub struct Lease {
-    state: Mutex<LeaseState>,
-    changed: Condvar,
-}
-
-/// The owned partitions and the proof of it.
-#[derive(Default)]
-pub struct LeaseState {
-    /// Partition → number of the assignment that brought it; a record polled under another number is stale.
-    pub partitions: BTreeMap<i32, u64>,
-    /// Partition → next offset to commit: the embed stage keeps what it has committed here, the pool what it has read.
-    pub committed: BTreeMap<i32, i64>,
-    /// What the group knows this member by.
-    pub metadata: Option<Arc<ConsumerGroupMetadata>>,
-    /// Grows with every change.
-    pub version: u64,
-}
-
-impl LeaseState {
-    /// Whether a partition is still ours since the assignment of that number.
-    pub fn owns(&self, partition: i32, assignment: u64) -> bool {
-        self.partitions.get(&partition) == Some(&assignment)
-    }
-}
-
-impl Lease {
-    /// Holds the assignment still: nothing is released while the guard lives.
-    pub fn hold(&self) -> MutexGuard<'_, LeaseState> {
-        self.state.lock()
-    }
-
-    /// [`Lease::hold`], unless somebody else holds it.
-    pub fn try_hold(&self) -> Option<MutexGuard<'_, LeaseState>> {
-        self.state.try_lock()
-    }
-
-    /// Waits until the assignment has changed since `version`, at most for `bound`; false if it has not.
-    pub fn await_change(&self, version: u64, bound: Duration) -> bool {
-        let deadline = std::time::Instant::now() + bound;
-        let mut state = self.state.lock();
-        while state.version == version {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return false;
-            }
-        }
-        true
-    }
-
-    pub(super) fn change(&self, change: impl FnOnce(&mut LeaseState)) {
-        let mut state = self.state.lock();
-        change(&mut state);
-        state.version += 1;
-        let _ = self.changed.notify_all();
-    }
 }
 
 /// A member of a group that shares the partitions of one topic out.
@@ -188,11 +109,9 @@ impl Member {
     ///
     /// # Errors
     /// When librdkafka refuses; the group is then left to rebalance again.
-    pub fn take(&mut self, positions: &[(i32, i64)]) -> Result<()> {
-        let mut list = TopicPartitionList::with_capacity(positions.len());
-        for &(partition, offset) in positions {
-            list.add_partition_offset(&self.topic, partition, Offset::Offset(offset))
-                .map_err(Error::call(format!("assigning {}/{partition} at offset {offset}", self.topic)))?;
+    pub fn take(&mut self, positions: &Positions) -> Result<()> {
+        let list = offsets::list(&self.topic, positions, "")?;
+        for &partition in positions.keys() {
             if let Some(mut queue) = self.consumer.split_partition_queue(&self.topic, partition) {
                 let waker = self.wake.clone();
                 queue.set_nonempty_callback(move || waker.notify());
@@ -210,8 +129,8 @@ impl Member {
         let number = self.assignments;
         self.lease.change(|state| {
             state.metadata = metadata;
-            state.partitions.extend(positions.iter().map(|&(partition, _)| (partition, number)));
-            state.committed.extend(positions.iter().copied());
+            state.partitions.extend(positions.keys().map(|&partition| (partition, number)));
+            state.committed.extend(positions);
         });
         Ok(())
     }
@@ -264,7 +183,7 @@ impl Member {
     ///
     /// # Errors
     /// What librdkafka says of the partition; the caller decides by [`Error::passes_by_itself`].
-    pub fn poll_partition(&self, partition: i32) -> Result<Option<Polled<'_>>> {
+    pub fn poll_partition(&self, partition: i32) -> Result<Option<Polled<BorrowedMessage<'_>>>> {
         let Some(polled) = self.queues.get(&partition).and_then(|queue| queue.poll(Duration::ZERO)) else {
             return Ok(None);
         };
@@ -287,7 +206,7 @@ impl Member {
     ///
     /// # Errors
     /// When the coordinator does not answer or refuses.
-    pub fn commit(&self, positions: &[(i32, i64)], metadata: &str) -> Result<()> {
+    pub fn commit(&self, positions: &Positions, metadata: &str) -> Result<()> {
         // The next generation may be under way while this one still waits for its answer.
         const PATIENCE: Duration = Duration::from_secs(1);
         if positions.is_empty() {
@@ -316,21 +235,6 @@ impl Member {
         metadata.ok_or_else(|| Error::no_member(&self.topic))
     }
 
-    /// Last stable offset less committed offset, of each owned partition; 0 when no record is left.
-    ///
-    /// librdkafka learns the first once a second; until it has, a partition is absent. All are while somebody commits:
-    /// that may take long, and whoever polls the group must not wait for it.
-    pub fn lag(&self) -> BTreeMap<i32, i64> {
-        let Some(state) = self.lease.try_hold() else { return BTreeMap::new() };
-        let (ends, polled) = (self.consumer.context().stable_ends.lock(), self.consumer.context().polled.lock());
-        let lag = |(partition, committed): (&i32, &i64)| {
-            let end = ends.get(partition)?;
-            let end = if end.reached { polled.get(partition).copied().unwrap_or(0) } else { end.offset };
-            Some((*partition, (end - committed).max(0)))
-        };
-        state.committed.iter().filter_map(lag).collect()
-    }
-
     /// Fails once the topic has more partitions than it had when this process started: they are nobody's to read here,
     /// and what goes with them (`partner`, which must have as many) may not have them.
     ///
@@ -349,6 +253,96 @@ impl Member {
     /// Whether some broker is connected, as librdkafka saw it last (once a second).
     pub fn connected(&self) -> bool {
         !self.consumer.context().disconnected.load(Ordering::Acquire)
+    }
+}
+
+/// What the source of a stage asks of its membership: with another in its place the source can be stepped without a broker.
+pub trait GroupMember {
+    /// See [`Member::poll_group`].
+    ///
+    /// # Errors
+    /// As there.
+    fn poll_group(&mut self) -> Result<Option<Rebalance>>;
+
+    /// See [`Member::take`].
+    ///
+    /// # Errors
+    /// As there.
+    fn take(&mut self, positions: &Positions) -> Result<()>;
+
+    /// See [`Member::release`].
+    ///
+    /// # Errors
+    /// As there.
+    fn release(&mut self, partitions: &[i32]) -> Result<()>;
+
+    /// See [`Member::poll_partition`].
+    ///
+    /// # Errors
+    /// As there.
+    fn poll_partition(&self, partition: i32) -> Result<Option<Polled<OwnedMessage>>>;
+
+    /// See [`Member::check_partitions`].
+    ///
+    /// # Errors
+    /// As there.
+    fn check_partitions(&self, expected: i32, partner: &str) -> Result<()>;
+
+    /// Partitions owned, with the number of the assignment that brought each.
+    fn owned(&self) -> BTreeMap<i32, u64>;
+
+    /// Last stable offset less committed offset, of each owned partition; 0 when no record is left.
+    ///
+    /// librdkafka learns the first once a second; until it has, a partition is absent. All are while somebody commits:
+    /// that may take long, and whoever polls the group must not wait for it.
+    fn lag(&self) -> BTreeMap<i32, i64>;
+
+    /// See [`Member::connected`].
+    fn connected(&self) -> bool;
+}
+
+impl GroupMember for Member {
+    fn poll_group(&mut self) -> Result<Option<Rebalance>> {
+        Self::poll_group(self)
+    }
+
+    fn take(&mut self, positions: &Positions) -> Result<()> {
+        Self::take(self, positions)
+    }
+
+    fn release(&mut self, partitions: &[i32]) -> Result<()> {
+        Self::release(self, partitions)
+    }
+
+    fn poll_partition(&self, partition: i32) -> Result<Option<Polled<OwnedMessage>>> {
+        Ok(Self::poll_partition(self, partition)?.map(|polled| match polled {
+            Polled::Record(message) => Polled::Record(message.detach()),
+            Polled::End => Polled::End,
+            Polled::OutOfLog => Polled::OutOfLog,
+        }))
+    }
+
+    fn check_partitions(&self, expected: i32, partner: &str) -> Result<()> {
+        Self::check_partitions(self, expected, partner)
+    }
+
+    fn owned(&self) -> BTreeMap<i32, u64> {
+        self.lease.hold().partitions.clone()
+    }
+
+    fn lag(&self) -> BTreeMap<i32, i64> {
+        let Some(state) = self.lease.try_hold() else { return BTreeMap::new() };
+        let (ends, polled) = (self.consumer.context().stable_ends.lock(), self.consumer.context().polled.lock());
+        let lag = |(partition, committed): (&i32, &i64)| {
+            let end = ends.get(partition)?;
+            let end = if end.reached { polled.get(partition).copied().unwrap_or(0) } else { end.offset };
+            Some((*partition, (end - committed).max(0)))
+        };
+        state.committed.iter().filter_map(lag).collect()
+    }
+
+    fn connected(&self) -> bool {
+        Self::connected(self)
     }
 }
 

@@ -17,8 +17,8 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
-use super::consumer::Lease;
 use super::error::{Class, Error, Result};
+use super::lease::Lease;
 use super::offsets::{self, Committed, CommittedWatch};
 use super::transaction::{Outgoing, TransactionalProducer};
 use crate::config::Settings;

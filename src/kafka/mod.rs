@@ -7,6 +7,7 @@ pub mod error;
 pub mod exactly_once;
 pub mod groups;
 pub mod headers;
+pub mod lease;
 pub mod local;
 pub mod offsets;
 pub mod outbox;
@@ -15,5 +16,6 @@ pub mod reader;
 pub mod scan;
 pub mod topics;
 pub mod transaction;
+pub mod wake;
 
 pub use error::{Class, Code, Error, Result};

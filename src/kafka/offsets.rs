@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 
 use super::client::{self, LogContext, REQUEST_TIMEOUT};
 use super::error::{code_of, is_remembered, Error, Result};
 use crate::config::Settings;
+use crate::coordinates::Positions;
 
 /// A consumer for one purpose, closed by a thread of its own: rust-rdkafka does it in steps of 100 ms.
 pub(super) struct OneOff(Option<BaseConsumer<LogContext>>);
@@ -287,18 +288,28 @@ pub fn metadata_of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Result<Con
 /// Offsets of partitions.
 pub type Offsets = TopicPartitionList;
 
-/// Offsets to be committed, with something stored beside each.
+/// Positions as librdkafka takes them, to be read from or committed, with something stored beside each.
 ///
 /// # Errors
 /// When an offset cannot be one.
-pub fn list(topic: &str, offsets: &[(i32, i64)], metadata: &str) -> Result<TopicPartitionList> {
-    let mut list = TopicPartitionList::with_capacity(offsets.len());
-    for &(partition, offset) in offsets {
+pub fn list(topic: &str, positions: &Positions, metadata: &str) -> Result<Offsets> {
+    let mut list = Offsets::with_capacity(positions.len());
+    for (&partition, &offset) in positions {
         let mut element = list.add_partition(topic, partition);
-        element.set_offset(Offset::Offset(offset)).map_err(Error::call(format!("listing {topic}/{partition}")))?;
+        let listed = element.set_offset(Offset::Offset(offset));
+        listed.map_err(Error::call(format!("going to {topic}/{partition} offset {offset}")))?;
         element.set_metadata(metadata);
     }
     Ok(list)
+}
+
+/// The positions in such a list; a partition without one is absent.
+pub(super) fn positions(list: &Offsets) -> Positions {
+    let position = |element: &TopicPartitionListElem<'_>| match element.offset() {
+        Offset::Offset(offset) => Some((element.partition(), offset)),
+        _ => None,
+    };
+    list.elements().iter().filter_map(position).collect()
 }
 
 /// Asks again and again which partitions a group has committed offsets for, without waiting for transactions that are

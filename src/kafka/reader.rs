@@ -8,24 +8,24 @@ use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::client::{self, LogContext, REQUEST_TIMEOUT};
 use super::error::{is_remembered, Error, Result};
+use super::offsets::{self, Offsets};
 use crate::config::Settings;
 
 /// What a partition gave.
-pub enum Polled<'m> {
+pub enum Polled<M> {
     /// Its next record.
-    Record(BorrowedMessage<'m>),
+    Record(M),
     /// Nothing: everything up to the end of its log has been read.
     End,
     /// Nothing: its log does not hold the next offset. Retention took it, or this is another topic of that name.
     OutOfLog,
 }
 
-impl<'m> Polled<'m> {
+impl<'m> Polled<BorrowedMessage<'m>> {
     /// Tells them apart from failures.
     pub(super) fn of(polled: Result<BorrowedMessage<'m>, KafkaError>, topic: &str, partition: i32) -> Result<Self> {
         match polled {
@@ -115,7 +115,7 @@ impl Reader {
     ///
     /// # Errors
     /// What librdkafka says; most of it passes, since brokers go and come back.
-    pub fn poll(&self, place: usize, bound: Duration) -> Result<Option<Polled<'_>>> {
+    pub fn poll(&self, place: usize, bound: Duration) -> Result<Option<Polled<BorrowedMessage<'_>>>> {
         match self.queues[place].poll(bound) {
             None => Ok(None),
             Some(polled) => Polled::of(polled, &self.topic, self.partitions[place]).map(Some),
@@ -128,12 +128,7 @@ impl Reader {
     /// When librdkafka refuses.
     pub fn position(&self, place: usize) -> Result<Option<i64>> {
         let list = self.consumer.position().map_err(Error::call("asking for a position"))?;
-        let elements = list.elements();
-        let element = elements.iter().find(|element| element.partition() == self.partitions[place]);
-        Ok(match element.map(|element| element.offset()) {
-            Some(Offset::Offset(position)) => Some(position),
-            _ => None,
-        })
+        Ok(offsets::positions(&list).get(&self.partitions[place]).copied())
     }
 
     /// Asks brokers where the log of the partition at this place ends.
@@ -154,12 +149,8 @@ impl Reader {
         })
     }
 
-    fn list(&self, offsets: &[i64]) -> Result<TopicPartitionList> {
-        let mut list = TopicPartitionList::with_capacity(offsets.len());
-        for (&partition, &offset) in self.partitions.iter().zip(offsets) {
-            list.add_partition_offset(&self.topic, partition, Offset::Offset(offset))
-                .map_err(Error::call(format!("going to {}/{partition} offset {offset}", self.topic)))?;
-        }
-        Ok(list)
+    fn list(&self, offsets: &[i64]) -> Result<Offsets> {
+        let positions = self.partitions.iter().copied().zip(offsets.iter().copied()).collect();
+        offsets::list(&self.topic, &positions, "")
     }
 }

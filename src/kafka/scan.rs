@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::client::{self, LogContext};
+use super::client;
 use super::error::{Error, Result};
-use super::offsets::{Extent, OneOff, Watermarks};
+use super::offsets::{self, Extent, OneOff, Watermarks};
 use crate::config::Settings;
+use crate::coordinates::Positions;
 
 /// Reads partitions from their starts until every position has reached its end, read-committed.
 ///
@@ -34,12 +34,8 @@ pub fn scan<E: From<Error>>(
     }
     let group = format!("{}.scan", settings.application_id);
     let consumer = OneOff::open(&client::replay(settings, &group, 1))?;
-    let mut list = TopicPartitionList::new();
-    for (&partition, extent) in &open {
-        list.add_partition_offset(topic, partition, Offset::Offset(extent.start))
-            .map_err(Error::call(format!("reading {topic}/{partition} from offset {}", extent.start)))?;
-    }
-    consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
+    let starts = open.iter().map(|(&partition, extent)| (partition, extent.start)).collect();
+    consumer.assign(&offsets::list(topic, &starts, "")?).map_err(Error::call(format!("reading topic `{topic}`")))?;
     let mut heard = Instant::now();
     while !open.is_empty() {
         match consumer.poll(Duration::from_millis(100)) {
@@ -55,7 +51,7 @@ pub fn scan<E: From<Error>>(
                 }
             }
             Some(Err(KafkaError::PartitionEOF(_))) | None => {
-                let positions = positions(&consumer);
+                let positions = consumer.position().map(|list| offsets::positions(&list)).unwrap_or_default();
                 open.retain(|partition, extent| positions.get(partition).is_none_or(|&position| position < extent.end));
                 if heard.elapsed() > SILENCE {
                     return Err(Error::TimedOut { action: format!("reading topic `{topic}`"), waited: SILENCE }.into());
@@ -79,18 +75,6 @@ pub fn scan<E: From<Error>>(
         }
     }
     Ok(())
-}
-
-fn positions(consumer: &BaseConsumer<LogContext>) -> BTreeMap<i32, i64> {
-    consumer.position().map(|list| known(&list)).unwrap_or_default()
-}
-
-fn known(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
-    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-        Offset::Offset(offset) => Some((element.partition(), offset)),
-        _ => None,
-    };
-    list.elements().iter().filter_map(offset).collect()
 }
 
 /// The last find of each key that is sought in partitions of a topic, looking ever further back from their ends.
@@ -132,16 +116,11 @@ pub fn scan_back<K: Ord + Copy, T>(
 pub fn follow(
     settings: &Settings,
     topic: &str,
-    from: &BTreeMap<i32, i64>,
+    from: &Positions,
     mut each: impl FnMut(Option<&BorrowedMessage<'_>>) -> bool,
 ) -> Result<()> {
-    let mut list = TopicPartitionList::with_capacity(from.len());
-    for (&partition, &offset) in from {
-        list.add_partition_offset(topic, partition, Offset::Offset(offset))
-            .map_err(Error::call(format!("reading {topic}/{partition} from offset {offset}")))?;
-    }
     let consumer = OneOff::open(&client::replay(settings, &format!("{}.follow", settings.application_id), 1))?;
-    consumer.assign(&list).map_err(Error::call(format!("reading topic `{topic}`")))?;
+    consumer.assign(&offsets::list(topic, from, "")?).map_err(Error::call(format!("reading topic `{topic}`")))?;
     let mut goes_on = each(None);
     while goes_on {
         goes_on = match consumer.poll(Duration::from_secs(1)) {

@@ -3,6 +3,7 @@
 use super::file::{Search, Unlabelled};
 use super::objective::Objective;
 use super::section::Error;
+use crate::coordinates::Coordinates;
 use crate::features::range::{Survey, LABELS_BYTES_MAX};
 use crate::models::kind::Task;
 use crate::text::shortened;
@@ -31,20 +32,20 @@ impl Search {
             return Err(Error::Data(format!("no record of topic `{topic}` has a `label` header, so {what}; label the texts, or train an autoencoder")));
         }
         if (classifiers || regressors) && survey.unlabelled > 0 && self.unlabelled == Unlabelled::Refuse {
-            let (partition, offset) = survey.first_unlabelled.unwrap_or_default();
+            let Coordinates { partition, offset } = survey.first_unlabelled.unwrap_or_default();
             let who = if classifiers { "classifiers" } else { "models" };
             return Err(Error::Data(format!(
                 "{} of {} records of topic `{topic}` have no `label` header (the first at {topic}/{partition} offset {offset}); `unlabelled = \"skip\"` in the search file trains {who} without them",
                 survey.unlabelled, survey.records()
             )));
         }
-        if let (true, Some((partition, offset))) = (classifiers, survey.first_beyond_classes) {
+        if let (true, Some(Coordinates { partition, offset })) = (classifiers, survey.first_beyond_classes) {
             return Err(Error::Data(format!(
                 "{topic}/{partition} offset {offset}: with its label there are {} different ones of more than {LABELS_BYTES_MAX} bytes together; a label names a class, not a record (`task = \"regress\"` learns numbers)",
                 survey.labels.len() + 1
             )));
         }
-        if let (true, Some(((partition, offset), why))) = (regressors, &survey.first_no_number) {
+        if let (true, Some((Coordinates { partition, offset }, why))) = (regressors, &survey.first_no_number) {
             return Err(Error::Data(format!(
                 "{topic}/{partition} offset {offset}: {why}, and `task = \"regress\"` learns numbers; label the texts with numbers as `3.5` or `-2e3`"
             )));
@@ -107,7 +108,7 @@ mod tests {
         for (i, label) in labels.iter().enumerate() {
             let label = Some(label.as_bytes());
             let record = RawRecord { key: None, value: Some(&value), label, source: None, embedder: None };
-            survey.add((3, i as i64), record, 1, 0).unwrap();
+            survey.add(Coordinates { partition: 3, offset: i as i64 }, record, 1, 0).unwrap();
         }
         survey
     }

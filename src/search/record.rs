@@ -211,6 +211,23 @@ pub(crate) mod samples {
         TrialRecord::parse(json(trial).to_string().as_bytes()).unwrap()
     }
 
+    /// How such a trial ended.
+    pub(crate) fn outcome(trial: &str, attempt: u32) -> Outcome {
+        Outcome {
+            search: "s".into(),
+            trial: trial.into(),
+            number: 1,
+            state: crate::output::EndState::Finished,
+            reason: None,
+            epochs: 2,
+            records: 22,
+            best: None,
+            weights_sha256: None,
+            attempt,
+            time_ms: 0,
+        }
+    }
+
     pub(crate) fn json(trial: &str) -> serde_json::Value {
         serde_json::json!({
             "search": "s", "trial": trial, "number": 1, "trials": 2, "model": "mlp", "objective": "loss", "seed": 3,

@@ -1,21 +1,7 @@
-//! The train stage: searches, trials, and the pool that runs them.
+//! The train stage: [`run`] runs trials, [`store`] keeps them; `run` knows `store`, and not the other way round.
 
-pub mod checkpoint;
-pub mod context;
-pub mod control;
-pub mod edit;
-pub mod export;
-pub mod find;
-pub mod pool;
-pub mod publish;
-pub mod schedule;
-pub mod start;
+pub mod run;
 pub mod store;
-pub mod takeover;
-pub mod training;
-pub mod trial;
-pub mod turns;
-mod validation;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

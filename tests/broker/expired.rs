@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sweepstream::kafka::local::{LocalBroker, LocalBrokerOptions};
-use sweepstream::train::pool::TRAIN;
+use sweepstream::train::run::pool::TRAIN;
 
 use crate::lab::{assert_expected, Lab};
 use crate::support::{

@@ -12,7 +12,10 @@ mod http;
 #[path = "../support/lab.rs"]
 mod lab;
 mod launcher;
+mod models;
 mod offsets;
+#[path = "../support/onnx.rs"]
+mod onnx;
 mod outcomes;
 mod ownership;
 mod partitions;

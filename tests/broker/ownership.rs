@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sweepstream::config::GroupProtocol;
-use sweepstream::train::start::Started;
+use sweepstream::train::store::start::Started;
 
 use crate::lab::{assert_expected, dealt, expected, points, Lab};
 use crate::support::{eventually, eventually_after, read, Out, Process};

@@ -39,7 +39,7 @@ const SEARCH: &str = r#"
 fn python() -> Result<PathBuf, String> {
     let version = said_by(Command::new("python3").args(["-c", "import sys; print(sys.version, sys.base_prefix)"]))?;
     let pins = std::fs::read_to_string(REQUIREMENTS).unwrap();
-    let digest = sweepstream::train::checkpoint::sha256_hex(format!("{version}{pins}").as_bytes());
+    let digest = sweepstream::train::store::checkpoint::sha256_hex(format!("{version}{pins}").as_bytes());
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("python-{}", &digest[..12]));
     if !folder.exists() {
         // Whoever comes second, or is killed here, leaves no half of one under that name.

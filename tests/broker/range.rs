@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sweepstream::features::survey;
-use sweepstream::train::start::Started;
+use sweepstream::train::store::start::Started;
 
 use crate::lab::{assert_expected, dealt, points, Lab, Transactions};
 use crate::support::{committed, eventually, Operator, Out};

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sweepstream::config::Settings;
 use sweepstream::kafka::offsets::Watermarks;
 use sweepstream::kafka::topics::delete_groups;
-use sweepstream::train::start::Started;
+use sweepstream::train::store::start::Started;
 
 use crate::lab::{assert_expected, client, dealt, expected, points, Lab};
 use crate::support::{committed, eventually, eventually_after, produce, read, work, Out, PATIENCE};
@@ -56,7 +56,7 @@ fn await_written(settings: &Settings, more: i64) {
 /// Trains in this process until the trial has made some steps, then drains.
 fn train_a_little(lab: &Lab, search: &Started, steps: u64) {
     let id = &search.trials[0].trial;
-    crate::support::run(&lab.settings, &[&sweepstream::train::pool::TRAIN], |topology| {
+    crate::support::run(&lab.settings, &[&sweepstream::train::run::pool::TRAIN], |topology| {
         topology.status.trials().get(id).is_some_and(|trial| trial.step >= steps)
     });
     assert!(lab.trial(id).unwrap().get("outcome").is_none(), "the trial is not over");

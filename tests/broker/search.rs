@@ -1,7 +1,7 @@
 //! Searches and trials from the command line: what is refused, and what is started, watched, stopped and deleted.
 
 use serde_json::Value;
-use sweepstream::train::start::Started;
+use sweepstream::train::store::start::Started;
 
 use crate::lab::{assert_expected, client, dealt, is_end, is_validation, matrix, points, Lab, DIM};
 use crate::support::{create_topics, eventually, eventually_after, produce, read, work, Out};
@@ -192,7 +192,10 @@ fn exported_weights_are_the_outcomes_and_another_trial_can_begin_with_them() {
     for number in [0, 1] {
         let (one, two) = (export(&first, number, "w.safetensors"), export(&again, number, "again.safetensors"));
         assert_eq!(one, two, "the same weights give the same bytes");
-        assert_eq!(sweepstream::train::checkpoint::sha256_hex(&one), output.weights(&first.trials[number].trial));
+        assert_eq!(
+            sweepstream::train::store::checkpoint::sha256_hex(&one),
+            output.weights(&first.trials[number].trial)
+        );
         let tensors = safetensors::SafeTensors::deserialize(&one).unwrap();
         let mut names = tensors.names();
         names.sort_unstable();
@@ -311,7 +314,7 @@ fn a_stopped_trial_keeps_its_checkpoint_and_harms_no_other() {
     assert_eq!(outcome["state"], "stopped");
     let file = lab.file("stopped.safetensors");
     assert_eq!(lab.command(&["checkpoint", "export", &stopped, file.to_str().unwrap()]).code, 0);
-    let digest = sweepstream::train::checkpoint::sha256_hex(&std::fs::read(file).unwrap());
+    let digest = sweepstream::train::store::checkpoint::sha256_hex(&std::fs::read(file).unwrap());
     assert_eq!(outcome["weights_sha256"], digest);
     let listed: Vec<Value> = serde_json::from_str(&lab.command(&["trials", "list", "--json"]).stdout).unwrap();
     let state = |id: &String| listed.iter().find(|trial| trial["trial"] == **id).unwrap()["outcome"]["state"].clone();
@@ -359,9 +362,9 @@ fn waiting_for_a_restarted_trial_does_not_end_with_its_first_attempt() {
     lab.train(&[&search]);
     assert_eq!(lab.command(&["trials", "restart", id]).code, 0);
     let settings = &lab.settings;
-    let known: Vec<_> = sweepstream::train::store::trials(settings).unwrap().into_values().collect();
+    let known: Vec<_> = sweepstream::train::store::trials::all(settings).unwrap().into_values().collect();
     let (mut calls, mut ended) = (0, false);
-    sweepstream::train::store::follow(settings, &known, |trials| {
+    sweepstream::train::store::trials::follow(settings, &known, |trials| {
         calls += 1;
         ended |= trials.values().any(|stored| stored.record.outcome.is_some());
         // Begun, ended, begun anew: by now it would have been shown.

@@ -8,7 +8,7 @@ use sweepstream::features::range::Range;
 use sweepstream::features::stream::{Follower, Read, Streams};
 use sweepstream::features::window::{Reading, Window};
 use sweepstream::metrics::Metrics;
-use sweepstream::train::pool::TRAIN;
+use sweepstream::train::run::pool::TRAIN;
 
 use crate::lab::{assert_expected, dealt, is_end, points, Lab};
 use crate::support::{self, committed, eventually, PATIENCE};

@@ -8,7 +8,7 @@ use sweepstream::config::Settings;
 use crate::support::{command, eventually, finish, get, parts, settings, sweepstream, Finished, Process};
 
 #[track_caller]
-fn assert_refused(finished: &Finished, code: i32, named: &[&str]) {
+pub fn assert_refused(finished: &Finished, code: i32, named: &[&str]) {
     assert_eq!(finished.code, code, "{}", finished.stderr);
     let last = finished.stderr.lines().last().unwrap_or_default();
     for name in named {

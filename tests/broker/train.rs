@@ -1,6 +1,6 @@
 //! features → trials → output.
 
-use sweepstream::train::pool::TRAIN;
+use sweepstream::train::run::pool::TRAIN;
 
 use crate::support::{embed, read, run, sentences, settings, sweepstream};
 

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
-use sweepstream::train::pool::TRAIN;
+use sweepstream::train::run::pool::TRAIN;
 
 use crate::lab::Lab;
 use crate::support::{

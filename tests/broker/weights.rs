@@ -1,6 +1,6 @@
 //! A trial is a function of its parameters, its seed and the records of its range, and of nothing else.
 
-use sweepstream::train::start::Started;
+use sweepstream::train::store::start::Started;
 
 use crate::lab::{assert_expected, dealt, points, Lab, Transactions};
 use crate::support::{embed, sentences, settings, Out};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use sweepstream::config::Settings;
 use sweepstream::search::record::TrialRecord;
-use sweepstream::train::start::Started;
+use sweepstream::train::store::start::Started;
 
 use crate::case;
 use crate::lab::{assert_expected, dealt, points, Lab};

@@ -8,9 +8,12 @@ use libtest_mimic::Trial;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sweepstream::config::{GroupProtocol, Settings};
+use sweepstream::coordinates::Positions;
 use sweepstream::kafka::client;
-use sweepstream::kafka::consumer::{Lease, Member, Rebalance, Wake};
+use sweepstream::kafka::consumer::{Member, Rebalance};
+use sweepstream::kafka::lease::Lease;
 use sweepstream::kafka::transaction::TransactionalProducer;
+use sweepstream::kafka::wake::Wake;
 use sweepstream::kafka::Class;
 
 use crate::case;
@@ -147,12 +150,12 @@ fn late_proof(protocol: GroupProtocol, renewing: bool) {
     assert_eq!(assigned, Rebalance::Assigned(vec![0, 1, 2, 3]));
     let all = [(0, 0), (1, 0), (2, 0), (3, 0)];
     if renewing {
-        member.take(&all).unwrap();
+        member.take(&all.into()).unwrap();
     }
     let mut other = Member::join(&config, &settings.topics.texts, Wake::default()).unwrap();
     if renewing {
         while !matches!(await_rebalance(&mut member), Rebalance::Revoked(_)) {
-            member.take(&[]).unwrap();
+            member.take(&Positions::default()).unwrap();
         }
     }
     // It stays away until somebody else has all of it.
@@ -160,14 +163,14 @@ fn late_proof(protocol: GroupProtocol, renewing: bool) {
     let mut owned = Vec::new();
     while owned.len() < 4 {
         if let Rebalance::Assigned(partitions) = await_rebalance(&mut other) {
-            other.take(&partitions.iter().map(|&partition| (partition, 0)).collect::<Vec<_>>()).unwrap();
+            other.take(&partitions.iter().map(|&partition| (partition, 0)).collect()).unwrap();
             owned.extend(partitions);
         }
     }
     if renewing {
         member.renew();
     } else {
-        member.take(&all).unwrap();
+        member.take(&all.into()).unwrap();
     }
     // Whoever is slow now must not look silent, too.
     let (theirs, ours) = (Arc::clone(other.lease()), Arc::clone(member.lease()));

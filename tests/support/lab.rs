@@ -19,8 +19,8 @@ use sweepstream::learn::fit::Fit;
 use sweepstream::models::seed::{Generator, Purpose};
 use sweepstream::search::record::TrialRecord;
 use sweepstream::topology::Topology;
-use sweepstream::train::pool::TRAIN;
-use sweepstream::train::start::{self, Started};
+use sweepstream::train::run::pool::TRAIN;
+use sweepstream::train::store::start::{self, Started};
 
 use crate::support::{self, create_topics, read, Finished, In, Out, Process, PATIENCE};
 

@@ -2,21 +2,13 @@
 //! with the program.
 
 // Shares no client code with the program it judges; each test binary uses what it needs.
-#![allow(clippy::disallowed_methods, dead_code)]
+#![allow(clippy::disallowed_methods, dead_code, unused_imports)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::io::Write;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use futures::executor::block_on;
-use parking_lot::{Condvar, Mutex};
-use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
-};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
@@ -31,6 +23,16 @@ use sweepstream::kafka::topics::Declarations;
 use sweepstream::parts::Parts;
 use sweepstream::stage::Spec;
 use sweepstream::topology::Topology;
+
+#[path = "log.rs"]
+mod log;
+#[path = "operator.rs"]
+mod operator;
+#[path = "process.rs"]
+mod process;
+
+pub use operator::{Operator, Transactions};
+pub use process::{command, finish, get, sweepstream, try_get, Finished, Process};
 
 /// Longest that anything in a test may take, on a machine that is busy with other things, too: what takes longer hangs.
 /// What goes on meanwhile may take any time, see [`eventually_after`].
@@ -382,9 +384,10 @@ pub fn eventually_after(what: &str, mut done: impl FnMut() -> u64, mut condition
 
 /// Runs stages in this process until `done`, then drains them.
 pub fn run(settings: &Settings, stages: &[&'static Spec], mut done: impl FnMut(&Topology) -> bool) {
+    log::keep();
     let topology = Topology::start(settings, &parts(), stages).unwrap();
     {
-        let _told = Told(&topology);
+        let _told = Told(&topology, &settings.application_id);
         let done = || {
             assert!(!topology.ended().is_cancelled(), "a stage ended by itself");
             done(&topology)
@@ -395,13 +398,14 @@ pub fn run(settings: &Settings, stages: &[&'static Spec], mut done: impl FnMut(&
 }
 
 /// Says how its stages stand when a test fails meanwhile.
-struct Told<'t>(&'t Topology);
+struct Told<'t>(&'t Topology, &'t str);
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let Topology { status, .. } = self.0;
             eprintln!("ready: {:?}; verdicts: {:?}; trials: {:#?}", status.ready(), status.verdicts(), status.trials());
+            eprintln!("{}", log::about(self.1));
         }
     }
 }
@@ -456,172 +460,6 @@ pub fn assert_one_verdict_each(settings: &Settings) {
     assert_eq!(seen(&dead), wanted(&expected_dead));
 }
 
-/// The program as a process of its own, ended when dropped.
-pub struct Process {
-    pub child: Child,
-    /// Lines of standard error so far, and a condition for the next one.
-    log: Arc<(Mutex<Log>, Condvar)>,
-    /// Where it logs instead.
-    file: Option<PathBuf>,
-}
-
-#[derive(Default)]
-struct Log {
-    lines: Vec<String>,
-    ended: bool,
-}
-
-impl Process {
-    /// Starts `sweepstream` with the settings as environment.
-    pub fn start(settings: &Settings, arguments: &[&str]) -> Self {
-        Self::spawn(command(settings, arguments))
-    }
-
-    /// Starts a prepared command.
-    pub fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let log: Arc<(Mutex<Log>, Condvar)> = Arc::default();
-        let (stderr, written) = (child.stderr.take().unwrap(), Arc::clone(&log));
-        // A pipe that nobody reads would stop the process.
-        let _ = std::thread::Builder::new()
-            .name("stderr".into())
-            .spawn(move || {
-                for line in BufReader::new(stderr).lines() {
-                    written.0.lock().lines.push(line.unwrap());
-                    let _ = written.1.notify_all();
-                }
-                written.0.lock().ended = true;
-                let _ = written.1.notify_all();
-            })
-            .unwrap();
-        Self { child, log, file: None }
-    }
-
-    /// Starts a prepared command that logs to the end of a file.
-    pub fn logged(mut command: Command, file: &Path) -> Self {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap();
-        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        Self { child, log: Arc::default(), file: Some(file.to_owned()) }
-    }
-
-    /// Sends a signal by its name, e.g. `TERM`.
-    pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
-        assert!(status.success());
-    }
-
-    /// Sends several signals with as little time between them as can be.
-    pub fn signals(&self, names: &[&str]) {
-        let id = self.child.id();
-        let kills: Vec<String> = names.iter().map(|name| format!("kill -{name} {id}")).collect();
-        assert!(Command::new("sh").arg("-c").arg(kills.join(" && ")).status().unwrap().success());
-    }
-
-    /// Waits for the end: as long as the process computes, it does not hang.
-    #[track_caller]
-    pub fn wait(&mut self) -> ExitStatus {
-        let times = format!("/proc/{}/stat", self.child.id());
-        // User and system time in hundredths, counted in steps that nothing but work takes within the patience.
-        let worked = || {
-            let times = std::fs::read_to_string(&times).unwrap_or_default();
-            let after_name = times.rsplit(')').next().unwrap_or_default();
-            after_name.split_whitespace().skip(11).take(2).filter_map(|time| time.parse::<u64>().ok()).sum::<u64>()
-                / 300
-        };
-        let mut status = None;
-        eventually_after("the process ends", worked, || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-
-    /// Waits until a line of standard error contains this text.
-    #[track_caller]
-    pub fn await_line(&self, text: &str) -> String {
-        let mut log = self.log.0.lock();
-        let (mut deadline, mut seen) = (Instant::now() + PATIENCE, log.lines.len());
-        loop {
-            // Whoever says something goes on.
-            if log.lines.len() > seen {
-                (deadline, seen) = (Instant::now() + PATIENCE, log.lines.len());
-            }
-            if let Some(line) = log.lines.iter().find(|line| line.contains(text)) {
-                return line.clone();
-            }
-            let in_time = Instant::now() < deadline;
-            assert!(!log.ended && in_time, "the process never wrote `{text}`:\n{}", log.lines.join("\n"));
-            let _ = self.log.1.wait_until(&mut log, deadline);
-        }
-    }
-
-    /// All of standard error, once the process has ended.
-    pub fn stderr(&self) -> String {
-        let mut log = self.log.0.lock();
-        self.log.1.wait_while(&mut log, |log| !log.ended);
-        log.lines.join("\n")
-    }
-
-    /// Where its HTTP endpoint is.
-    #[track_caller]
-    pub fn http_address(&self) -> String {
-        let line = self.await_line("metrics, health and API are served");
-        line.split("address=").nth(1).unwrap().trim().to_owned()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let logged = self.file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
-            println!("what it has logged:\n{}", logged.unwrap_or_else(|| self.log.0.lock().lines.join("\n")));
-        }
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// What a finished command wrote.
-#[derive(Debug)]
-pub struct Finished {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-/// Runs `sweepstream` to its end.
-pub fn sweepstream(settings: &Settings, arguments: &[&str]) -> Finished {
-    finish(command(settings, arguments))
-}
-
-/// Runs a prepared command to its end.
-pub fn finish(command: Command) -> Finished {
-    let mut process = Process::spawn(command);
-    let mut stdout = String::new();
-    let _ = process.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-    let status = process.wait();
-    Finished { code: status.code().unwrap_or(-1), stdout, stderr: process.stderr() }
-}
-
-/// `sweepstream` with the settings as environment.
-pub fn command(settings: &Settings, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sweepstream"));
-    let _ = command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .env("SWEEPSTREAM_KAFKA__BOOTSTRAP_SERVERS", &settings.kafka.bootstrap_servers)
-        .env("SWEEPSTREAM_APPLICATION_ID", &settings.application_id)
-        .env("SWEEPSTREAM_TOPICS__TEXTS", &settings.topics.texts)
-        .env("SWEEPSTREAM_TOPICS__FEATURES", &settings.topics.features)
-        .env("SWEEPSTREAM_TOPICS__DEAD_LETTERS", &settings.topics.dead_letters)
-        .env("SWEEPSTREAM_TOPICS__TRIALS", &settings.topics.trials)
-        .env("SWEEPSTREAM_TOPICS__OUTPUT", &settings.topics.output);
-    if let Some(folder) = &settings.topics.dir {
-        let _ = command.env("SWEEPSTREAM_TOPICS__DIR", folder);
-    }
-    command
-}
-
 /// Sentences that differ in length and words, with two labels that can be told apart.
 pub fn sentences(count: usize) -> Vec<Out> {
     const SEA: [&str; 6] = ["waves", "harbour", "sailor", "anchor", "storm", "lighthouse"];
@@ -662,184 +500,5 @@ impl In {
         let rows_of = numbers.chunks_exact(dim).map(<[f32]>::to_vec).collect::<Vec<_>>();
         assert_eq!(rows_of.len(), rows);
         Matrix { dtype: tensor.dtype(), rows: rows_of }
-    }
-}
-
-/// Status code and body of a GET request.
-pub fn get(address: &str, path: &str) -> (u16, String) {
-    try_get(address, path).unwrap()
-}
-
-/// [`get`] from who may have no file descriptor left to answer with, and then ends a connection unanswered.
-pub fn try_get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = std::net::TcpStream::connect(address)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
-    Ok((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
-}
-
-/// What an operator does to topics and groups.
-pub struct Operator {
-    client: AdminClient<DefaultClientContext>,
-    settings: Settings,
-}
-
-impl Operator {
-    pub fn new(settings: &Settings) -> Self {
-        let client = ClientConfig::new().set("bootstrap.servers", &settings.kafka.bootstrap_servers).create().unwrap();
-        Self { client, settings: settings.clone() }
-    }
-
-    /// Creates a topic and waits until it can be used.
-    pub fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) {
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
-        for (key, value) in config {
-            topic = topic.set(key, value);
-        }
-        let results = block_on(self.client.create_topics([&topic], &AdminOptions::new())).unwrap();
-        assert!(results.iter().all(Result::is_ok), "{results:?}");
-        let client = self.client.inner();
-        eventually("the topic is known", || {
-            let metadata = client.fetch_metadata(Some(name), PATIENCE).unwrap();
-            metadata.topics()[0].partitions().len() == partitions as usize
-        });
-    }
-
-    /// The configuration of a topic.
-    pub fn config(&self, topic: &str) -> BTreeMap<String, String> {
-        let described =
-            block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
-        let entries = described.unwrap().remove(0).unwrap().entries;
-        entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
-    }
-
-    /// Sets one key of a topic and keeps all others that were set.
-    pub fn alter(&self, topic: &str, key: &str, value: &str) {
-        let described =
-            block_on(self.client.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()));
-        let entries = described.unwrap().remove(0).unwrap().entries;
-        let mut wanted: BTreeMap<String, String> = entries
-            .into_iter()
-            .filter(|entry| entry.source == ConfigSource::DynamicTopic)
-            .filter_map(|entry| Some((entry.name, entry.value?)))
-            .collect();
-        let _ = wanted.insert(key.to_owned(), value.to_owned());
-        let mut altered = AlterConfig::new(ResourceSpecifier::Topic(topic));
-        for (key, value) in &wanted {
-            altered = altered.set(key, value);
-        }
-        let results = block_on(self.client.alter_configs([&altered], &AdminOptions::new())).unwrap();
-        assert!(results.iter().all(Result::is_ok), "{results:?}");
-        eventually("the configuration is known", || self.config(topic).get(key).is_some_and(|now| now == value));
-    }
-
-    /// Deletes a topic and waits until it is gone.
-    pub fn delete_topic(&self, name: &str) {
-        let deleted = block_on(self.client.delete_topics(&[name], &AdminOptions::new())).unwrap();
-        assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
-        eventually("the topic is gone", || {
-            let metadata = self.client.inner().fetch_metadata(Some(name), PATIENCE).unwrap();
-            metadata.topics()[0].partitions().is_empty()
-        });
-    }
-
-    /// Deletes a topic and creates it again as declared.
-    pub fn recreate_topic(&self, name: &str) {
-        self.delete_topic(name);
-        create_topics(&self.settings);
-    }
-
-    /// Deletes the records of a partition below an offset.
-    pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
-        let deleted = block_on(self.client.delete_records(&list, &AdminOptions::new())).unwrap();
-        deleted.find_partition(topic, partition).unwrap().error().unwrap();
-    }
-
-    /// Forgets a group's offsets, as Kafka does by itself after a week.
-    pub fn delete_group(&self, group: &str) {
-        eventually("the group is deleted", || {
-            let results = block_on(self.client.delete_groups(&[group], &AdminOptions::new())).unwrap();
-            results.iter().all(Result::is_ok)
-        });
-    }
-
-    /// Sets the position of a group that has no members.
-    pub fn commit(&self, group: &str, topic: &str, partition: i32, offset: i64) {
-        self.commit_with(group, topic, partition, offset, "");
-    }
-
-    /// [`Operator::commit`], with something stored beside it.
-    pub fn commit_with(&self, group: &str, topic: &str, partition: i32, offset: i64, metadata: &str) {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.settings.kafka.bootstrap_servers)
-            .set("group.id", group)
-            .create()
-            .unwrap();
-        let mut list = TopicPartitionList::new();
-        let mut element = list.add_partition(topic, partition);
-        element.set_offset(Offset::Offset(offset)).unwrap();
-        element.set_metadata(metadata);
-        consumer.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
-    }
-}
-
-/// A transactional producer that is not the program's.
-pub struct Transactions {
-    producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext>,
-}
-
-impl Transactions {
-    pub fn new(settings: &Settings) -> Self {
-        Self::lasting(settings, &format!("{}.other", settings.application_id))
-    }
-
-    /// Its transactions may stay open for ten minutes.
-    pub fn lasting(settings: &Settings, transactional_id: &str) -> Self {
-        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
-            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
-            .set("transactional.id", transactional_id)
-            .set("transaction.timeout.ms", "600000")
-            .create()
-            .unwrap();
-        producer.init_transactions(PATIENCE).unwrap();
-        producer.begin_transaction().unwrap();
-        Self { producer }
-    }
-
-    /// Sends texts to a partition of a topic.
-    pub fn send(&self, topic: &str, partition: i32, texts: &[&str]) {
-        for text in texts {
-            let record: BaseRecord<'_, str, str> = BaseRecord::to(topic).partition(partition).payload(*text);
-            self.producer.send(record).map_err(|(error, _)| error).unwrap();
-        }
-        self.producer.flush(PATIENCE).unwrap();
-    }
-
-    /// Adds a group's position to the open transaction.
-    pub fn send_offset(&self, settings: &Settings, group: &str, topic: &str, partition: i32, offset: i64) {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &settings.kafka.bootstrap_servers)
-            .set("group.id", group)
-            .create()
-            .unwrap();
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
-        self.producer.send_offsets_to_transaction(&list, &consumer.group_metadata().unwrap(), PATIENCE).unwrap();
-    }
-
-    /// Ends the transaction and opens the next.
-    pub fn commit(&self) {
-        self.producer.commit_transaction(PATIENCE).unwrap();
-        self.producer.begin_transaction().unwrap();
-    }
-
-    /// Takes the transaction back and opens the next.
-    pub fn abort(&self) {
-        self.producer.abort_transaction(PATIENCE).unwrap();
-        self.producer.begin_transaction().unwrap();
     }
 }

@@ -4,12 +4,8 @@ use std::time::{Duration, Instant};
 
 use fail::fail_point;
 
-use super::checkpoint::{EpochSums, Progress};
 use super::context::Context;
 use super::control::{Control, End, Order};
-use super::now_ms;
-use super::publish::{self, Background, Checkpoint, Publication};
-use super::store::Written;
 use super::takeover::{self, TakenOver};
 use super::turns::Turn;
 use super::validation::{empty, evaluate_all, Validation};
@@ -22,6 +18,10 @@ use crate::learn::scores::Evaluation;
 use crate::models::seed::{Generator, Purpose};
 use crate::output::{EndState, Measurement, Outcome};
 use crate::search::record::TrialRecord;
+use crate::train::now_ms;
+use crate::train::store::checkpoint::{EpochSums, Progress};
+use crate::train::store::publish::{self, Background, Checkpoint, Publication};
+use crate::train::store::trials::Written;
 
 /// How often progress is shown.
 const SHOW_INTERVAL: Duration = Duration::from_millis(250);

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 /// How long a turn lasts while others wait: long enough for what a change of caches costs to be lost in it.
 const TURN: Duration = Duration::from_millis(100);

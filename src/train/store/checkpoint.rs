@@ -289,7 +289,7 @@ mod tests {
     /// What version 0.1 wrote for two small trials, before models had a registry.
     #[test]
     fn what_was_stored_before_is_read_on() {
-        let kept = include_str!("../../tests/kept/0.1.json");
+        let kept = include_str!("../../../tests/kept/0.1.json");
         let kept: Vec<serde_json::Value> = serde_json::from_str(kept).unwrap();
         assert_eq!(kept.len(), 2);
         for kept in kept {

@@ -6,7 +6,7 @@ use crate::kafka::offsets::Watermarks;
 use crate::search::results::{searches, Results};
 use crate::text::nearest;
 
-use super::store::{self, Stored, Want};
+use super::trials::{self, Stored, Want};
 
 /// Why something was not found.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +42,7 @@ impl Error {
 /// # Errors
 /// When there is none of that id, with the nearest one.
 pub fn trial(settings: &Settings, id: &str) -> Result<Stored, Error> {
-    let mut trials = store::trials(settings)?;
+    let mut trials = trials::all(settings)?;
     match trials.remove(id) {
         Some(stored) => Ok(stored),
         None => Err(Error::unknown("trial", id, trials.keys().map(String::as_str), "sweepstream trials list")),
@@ -54,7 +54,7 @@ pub fn trial(settings: &Settings, id: &str) -> Result<Stored, Error> {
 /// # Errors
 /// When there is no search of that id, with the nearest one.
 pub fn search(settings: &Settings, id: &str) -> Result<Vec<Stored>, Error> {
-    let all = store::trials(settings)?;
+    let all = trials::all(settings)?;
     let mut chosen: Vec<Stored> = all.values().filter(|stored| stored.record.search == id).cloned().collect();
     if chosen.is_empty() {
         let known = searches(all.values().map(|stored| &stored.record));
@@ -72,7 +72,7 @@ pub fn search(settings: &Settings, id: &str) -> Result<Vec<Stored>, Error> {
 pub fn results(settings: &Settings, id: &str) -> Result<Results, Error> {
     let stored = search(settings, id)?;
     let places = stored.iter().map(|stored| (stored.record.trial.clone(), stored.partition)).collect();
-    let mut output = store::output(settings, &Watermarks::new(settings)?, &places, Want::Measurements)?;
+    let mut output = trials::output(settings, &Watermarks::new(settings)?, &places, Want::Measurements)?;
     let trials = stored.into_iter().map(|Stored { record, .. }| {
         let measurements = output.remove(&record.trial).unwrap_or_default().measurements;
         (record, measurements)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::publish::scrub;
-use super::store::{self, Stored, Want, Written};
+use super::trials::{self, Stored, Want, Written};
 use crate::config::Settings;
 use crate::kafka;
 use crate::kafka::offsets::Watermarks;
@@ -13,13 +13,14 @@ use crate::kafka::Result;
 use crate::output::Key;
 use crate::search::record::TrialRecord;
 
-/// Asks a trial to end at its next step.
+/// Asks a trial to end at its next step. One that has ended meanwhile has ended: whoever takes it up finds its outcome in
+/// `output`, and writes its record again.
 ///
 /// # Errors
 /// When Kafka fails.
 pub fn stop(settings: &Settings, stored: &Stored) -> Result<()> {
     let record = TrialRecord { stop: true, ..stored.record.clone() };
-    store::publish(settings, &[(stored.partition, Written::trial(&record))])
+    trials::publish(settings, &[(stored.partition, Written::trial(&record))])
 }
 
 /// Begins a trial anew, whatever its state; returns the number of the attempt.
@@ -71,7 +72,7 @@ fn rewrite(
     let (trial, partition) = (&stored.record.trial, stored.partition);
     let mut producer = TransactionalProducer::new(settings, &settings.trial_group(trial), &[])?;
     let place = BTreeMap::from([(trial.clone(), partition)]);
-    let output = store::output(settings, &Watermarks::new(settings)?, &place, Want::Checkpoints)?
+    let output = trials::output(settings, &Watermarks::new(settings)?, &place, Want::Checkpoints)?
         .remove(trial)
         .unwrap_or_default();
     let keys: Vec<Key<'_>> = output.keys(trial).into_iter().filter(chosen).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::store::{self, Stored, Want};
+use super::trials::{self, Stored, Want};
 use crate::config::Settings;
 use crate::kafka;
 use crate::kafka::offsets::Watermarks;
@@ -29,7 +29,7 @@ pub enum Error {
 pub fn export(settings: &Settings, stored: &Stored) -> Result<Vec<u8>, Error> {
     let record = &stored.record;
     let wanted = BTreeMap::from([(record.trial.clone(), stored.partition)]);
-    let output = store::output(settings, &Watermarks::new(settings)?, &wanted, Want::Checkpoints)?
+    let output = trials::output(settings, &Watermarks::new(settings)?, &wanted, Want::Checkpoints)?
         .remove(&record.trial)
         .unwrap_or_default();
     let (newest, damaged) = output.newest(record.attempt);

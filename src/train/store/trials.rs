@@ -41,7 +41,7 @@ pub struct Stored {
 ///
 /// # Errors
 /// When Kafka fails. Records that are no trials are left out and logged.
-pub fn trials(settings: &Settings) -> Result<BTreeMap<String, Stored>> {
+pub fn all(settings: &Settings) -> Result<BTreeMap<String, Stored>> {
     let topic = &settings.topics.trials;
     let watermarks = Watermarks::new(settings)?;
     let extents = watermarks.capture(topic, 0..watermarks.partitions(topic)?)?;

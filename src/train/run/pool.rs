@@ -20,14 +20,16 @@ use rdkafka::message::Message;
 use super::context::Context;
 use super::control::{Control, End, Order};
 use super::schedule::{Running, Schedule};
-use super::{store, trial};
+use super::trial;
 use crate::kafka;
 use crate::kafka::client;
-use crate::kafka::consumer::{Member, Rebalance, Wake};
+use crate::kafka::consumer::{Member, Rebalance};
 use crate::kafka::groups::{Groups, Membership};
 use crate::kafka::reader::Polled;
+use crate::kafka::wake::Wake;
 use crate::metrics::TransactionOutcome;
 use crate::stage::{BoxFailure, Failure, Loaded, Spec, Stage};
+use crate::train::store::trials;
 
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
@@ -233,7 +235,7 @@ impl Pool<'_> {
                 let positions = partitions
                     .iter()
                     .map(|&partition| Ok((partition, self.context.watermarks.extent(topic, partition)?.start)))
-                    .collect::<kafka::Result<Vec<_>>>()?;
+                    .collect::<kafka::Result<_>>()?;
                 self.member.take(&positions)?;
                 let state = self.member.lease().hold();
                 for (&partition, &assignment) in &state.partitions {
@@ -307,7 +309,7 @@ impl Pool<'_> {
                     Ok(None) => break,
                     Ok(Some(Polled::Record(message))) => {
                         let (offset, key, value) = (message.offset(), message.key(), message.payload());
-                        let change = store::apply(&mut self.schedule.trials, partition, offset, key, value);
+                        let change = trials::apply(&mut self.schedule.trials, partition, offset, key, value);
                         let _ = self.member.lease().hold().committed.insert(partition, offset + 1);
                         change
                     }

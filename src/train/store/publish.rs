@@ -12,12 +12,13 @@ use fail::fail_point;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Manifest, Progress};
-use super::store::Written;
+use super::trials::Written;
 use crate::config::Settings;
 use crate::features::range::Range;
 use crate::kafka;
-use crate::kafka::consumer::{GroupMetadata, Lease};
+use crate::kafka::consumer::GroupMetadata;
 use crate::kafka::exactly_once::{self, Next, Owner, Place, Remembered, Terms, REBALANCE};
+use crate::kafka::lease::Lease;
 use crate::kafka::offsets::{Committed, Offsets};
 use crate::kafka::topics::TopicSet;
 use crate::kafka::transaction::TransactionalProducer;
@@ -229,7 +230,7 @@ impl Publisher {
 
     /// The trial's partition of `trials`, to be committed for the group that shares trials out.
     fn position(&self, offset: i64) -> kafka::Result<Offsets> {
-        kafka::offsets::list(&self.settings.topics.trials, &[(self.partition, offset)], "")
+        kafka::offsets::list(&self.settings.topics.trials, &[(self.partition, offset)].into(), "")
     }
 
     /// Publishes on a thread of `scope` until the returned handle is dropped.
@@ -310,7 +311,7 @@ impl Publisher {
     fn offsets(&self, checkpoint: &Checkpoint) -> kafka::Result<Offsets> {
         let metadata = serde_json::to_string(&checkpoint.pointer(self.record.attempt)).unwrap_or_default();
         let places = self.range.partitions.iter().map(|place| place.partition);
-        let offsets: Vec<(i32, i64)> = places.zip(checkpoint.offsets.iter().copied()).collect();
+        let offsets = places.zip(checkpoint.offsets.iter().copied()).collect();
         kafka::offsets::list(&self.range.topic, &offsets, &metadata)
     }
 }
@@ -325,7 +326,7 @@ pub(super) fn scrub(
     owner: Option<(&Offsets, &GroupMetadata)>,
 ) -> kafka::Result<()> {
     let places = [&settings.topics.output, &settings.topics.trials].map(|topic| (topic.as_str(), partition));
-    let starts: Vec<(i32, i64)> = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
+    let starts = range.partitions.iter().map(|place| (place.partition, place.start)).collect();
     let starts = kafka::offsets::list(&range.topic, &starts, "")?;
     let groups: Vec<(&Offsets, &GroupMetadata)> = std::iter::once((&starts, member)).chain(owner).collect();
     exactly_once::scrub(producer, &places, &groups)

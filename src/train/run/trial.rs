@@ -15,14 +15,14 @@ use fail::fail_point;
 
 use super::context::Context;
 use super::control::{Control, End, Order};
-use super::now_ms;
-use super::publish::{Background, Publisher};
-use super::store::{self, Stored, Want};
 use super::takeover::{self, check_format, take_over};
 use super::training::{ending, Error, Reached, Training};
 use crate::features::stream::Follower;
-use crate::kafka::consumer::Lease;
+use crate::kafka::lease::Lease;
 use crate::output::{EndState, Outcome};
+use crate::train::now_ms;
+use crate::train::store::publish::{Background, Publisher};
+use crate::train::store::trials::{self, Stored, Want};
 
 /// Takes a trial over and trains it until it ends, is ordered to, or belongs to somebody else. Blocks.
 pub fn run(
@@ -104,7 +104,7 @@ fn work(
     let record = &stored.record;
     check_format(record)?;
     let wanted = BTreeMap::from([(record.trial.clone(), stored.partition)]);
-    let output = store::output(&context.settings, &context.watermarks, &wanted, Want::Checkpoints)?
+    let output = trials::output(&context.settings, &context.watermarks, &wanted, Want::Checkpoints)?
         .remove(&record.trial)
         .unwrap_or_default();
     if let Some(outcome) = output.outcome.clone().filter(|outcome| outcome.attempt == record.attempt) {

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{Manifest, Progress};
-use super::now_ms;
-use super::store::{self, Written};
+use super::trials::{self, Written};
 use crate::config::Settings;
 use crate::features::range::{Range, Survey};
 use crate::features::survey;
@@ -19,6 +18,7 @@ use crate::search::parameters::Configuration;
 use crate::search::record::{TrialRecord, TRAINING_FORMAT};
 use crate::search::section;
 use crate::text::{nearest, shortened};
+use crate::train::now_ms;
 
 /// Why a search did not start; nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -88,14 +88,14 @@ pub fn start(settings: &Settings, text: &str, folder: &Path, progress: impl FnMu
         .collect::<Result<Vec<Option<Vec<u8>>>, Error>>()?;
     let mut written = Vec::new();
     for (record, state) in trials.iter().zip(&states) {
-        let partition = store::partition_of(&id, record.number, partitions);
+        let partition = trials::partition_of(&id, record.number, partitions);
         if let Some(state) = state {
             let manifest = Manifest::seal(record, 0, Progress::beginning(&range), state);
             written.extend(Written::checkpoint(&manifest, Slot::Initial, state).into_iter().map(|w| (partition, w)));
         }
         written.push((partition, Written::trial(record)));
     }
-    store::publish(settings, &written)?;
+    trials::publish(settings, &written)?;
     tracing::info!(search = %id, trials = trials.len(), records = range.records(), labels = survey.labels.len(), dim = survey.dim, "search started");
     Ok(Started { id, trials, survey })
 }

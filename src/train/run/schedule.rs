@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::control::{End, Order};
-use super::store::Stored;
 use crate::output::EndState;
+use crate::train::store::trials::Stored;
 
 /// Longest pause before an interrupted trial is tried again.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -168,7 +168,6 @@ impl<W> Schedule<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::Outcome;
     use crate::search::record::samples;
 
     const SESSION: Duration = Duration::from_secs(6);
@@ -203,19 +202,7 @@ mod tests {
     }
 
     fn outcome(id: &str, attempt: u32) -> End {
-        End::Outcome(Box::new(Outcome {
-            search: "s".into(),
-            trial: id.into(),
-            number: 1,
-            state: EndState::Finished,
-            reason: None,
-            epochs: 2,
-            records: 22,
-            best: None,
-            weights_sha256: None,
-            attempt,
-            time_ms: 0,
-        }))
+        End::Outcome(Box::new(samples::outcome(id, attempt)))
     }
 
     #[test]

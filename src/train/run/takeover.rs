@@ -1,15 +1,15 @@
 //! Where a trial is taken over: at its newest checkpoint, or at its beginning.
 
-use super::checkpoint::{self, Manifest, Progress};
 use super::context::Context;
-use super::publish::Pointer;
-use super::store::TrialOutput;
 use super::turns::Turn;
 use crate::features::range::Range;
 use crate::kafka;
 use crate::kafka::offsets::Committed;
 use crate::learn::learner::{self, Learner};
 use crate::search::record::{TrialRecord, TRAINING_FORMAT};
+use crate::train::store::checkpoint::{self, Manifest, Progress};
+use crate::train::store::publish::Pointer;
+use crate::train::store::trials::TrialOutput;
 
 /// Why a trial cannot be taken over.
 #[derive(Debug, thiserror::Error)]
