@@ -1,6 +1,6 @@
 //! How long a text takes from being produced until a reader of `features` has its matrix, while one comes now and then,
-//! and how long a process takes from its start to its first matrix. Beside them, what memory the process needs. All with
-//! the real program as a process of its own. `cargo bench --bench latency -- --texts 200 --starts 9`
+//! and how long a process takes from its start to its first matrix. Beside them, what memory the process needs. All
+//! with the real program as a process of its own. `cargo bench --bench latency -- --texts 200 --starts 9`
 
 mod support;
 

@@ -64,7 +64,10 @@ fn embed(bench: &Bench, folder: &Path, count: u64, figures: &mut Figures) {
     fs::create_dir(&topics).unwrap();
     fs::write(
         topics.join("features.toml"),
-        "partitions = { same_as = \"texts\" }\nreplication_factor = -1\n[required]\n\"max.message.bytes\" = { value = \"4194304\", why = \"a matrix of 512 rows\" }\n[advised]\n\"retention.bytes\" = { value = \"134217728\", why = \"the disk\" }\n\"segment.bytes\" = { value = \"33554432\", why = \"the disk\" }\n",
+        "partitions = { same_as = \"texts\" }\nreplication_factor = -1\n[required]\n\"max.message.bytes\" = \
+         { value = \"4194304\", why = \"a matrix of 512 rows\" }\n[advised]\n\"retention.bytes\" = \
+         { value = \"134217728\", why = \"the disk\" }\n\"segment.bytes\" = \
+         { value = \"33554432\", why = \"the disk\" }\n",
     )
     .unwrap();
     settings.topics.dir = Some(topics);
@@ -107,7 +110,10 @@ fn train(bench: &Bench, folder: &Path, epochs: u64, figures: &mut Figures) {
     let search = folder.join("search.toml");
     fs::write(
         &search,
-        format!("name = \"memory\"\nepochs = {epochs}\n[[trial]]\nmodel = \"mlp\"\n[[trial]]\nmodel = \"autoencoder\"\nlayers = [64, 32]\n"),
+        format!(
+            "name = \"memory\"\nepochs = {epochs}\n[[trial]]\nmodel = \"mlp\"\n[[trial]]\nmodel = \
+            \"autoencoder\"\nlayers = [64, 32]\n"
+        ),
     )
     .unwrap();
     let id = command(&settings, &["search", "start", search.to_str().unwrap()]).output().unwrap();

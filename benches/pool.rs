@@ -231,7 +231,8 @@ fn autoencoders(settings: &Settings, trials: usize) -> Topology {
     let rates: Vec<String> = (1..=trials).map(|i| format!("{i}e-4")).collect();
     let rates = rates.join(", ");
     let text = format!(
-        "name = \"a\"\nmodel = \"autoencoder\"\nlayers = [256, 128]\nvalidation = 0\nobjective = \"loss\"\nepochs = 100\nlearning_rate = [{rates}]"
+        "name = \"a\"\nmodel = \"autoencoder\"\nlayers = [256, 128]\nvalidation = 0\nobjective = \"loss\"\nepochs = \
+         100\nlearning_rate = [{rates}]"
     );
     let _ = search(settings, &text);
     let topology = Topology::start(settings, &Parts::locate(), &[&TRAIN]).unwrap();

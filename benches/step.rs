@@ -1,9 +1,9 @@
 //! Training steps on one thread, and the memory of a trial.
 //!
 //! `cargo bench --bench step`, or with a part of a step's name after `--` only those steps. With `SWEEPSTREAM_PEERS`
-//! naming a folder that has `python/models.py`, PyTorch's steps beside ours, in turns (`SWEEPSTREAM_PEERS_PYTHON` is its
-//! interpreter, else `python3`). PyTorch has padded batches ready beforehand, so that *batch ready* compares like with
-//! like; a step as it is in a trial builds its batch from records first.
+//! naming a folder that has `python/models.py`, PyTorch's steps beside ours, in turns (`SWEEPSTREAM_PEERS_PYTHON` is
+//! its interpreter, else `python3`). PyTorch has padded batches ready beforehand, so that *batch ready* compares like
+//! with like; a step as it is in a trial builds its batch from records first.
 
 mod support;
 

@@ -261,8 +261,8 @@ pub enum MatrixDtype {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Embed {
-    /// A model of the catalogue (`sweepstream models` lists them; `models fetch` gets one), or a folder below `models/` of
-    /// the parts folder. Not a dynamically quantised model.
+    /// A model of the catalogue (`sweepstream models` lists them; `models fetch` gets one), or a folder below `models/`
+    /// of the parts folder. Not a dynamically quantised model.
     pub model: String,
     /// A folder with `model.onnx` and the tokenizer instead; its name is what matrices say they were made by. Unset:
     /// `model` in the parts folder.
@@ -271,8 +271,8 @@ pub struct Embed {
     pub rows: Rows,
     /// Number format of the rows.
     pub dtype: MatrixDtype,
-    /// Tokens kept of a text, `[CLS]` and `[SEP]` included; 3 up to the model's positions. The rest is cut, and the record
-    /// says so in its `truncated` header.
+    /// Tokens kept of a text, `[CLS]` and `[SEP]` included; 3 up to the model's positions. The rest is cut, and the
+    /// record says so in its `truncated` header.
     pub max_length: NonZeroUsize,
     /// Tokens of one inference call, padding included; at least `max_length`.
     pub max_batch_tokens: NonZeroUsize,

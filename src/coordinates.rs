@@ -7,7 +7,6 @@ use std::ops::{Deref, DerefMut};
 /// Where a record lies in its topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coordinates {
-    /// The partition's number.
     pub partition: i32,
     /// The record's offset in it.
     pub offset: i64,

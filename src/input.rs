@@ -12,7 +12,6 @@ pub const LABEL_HEADER: &str = "label";
 /// A text to embed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
-    /// The text.
     pub text: String,
     /// Its class, where it has one.
     pub label: Option<String>,
@@ -28,18 +27,10 @@ pub enum Invalid {
     NullValue,
     /// The value or the label is not text.
     #[error("{what} is not valid UTF-8 at byte {at}")]
-    Utf8 {
-        /// The value or the label.
-        what: &'static str,
-        /// The first wrong byte.
-        at: usize,
-    },
+    Utf8 { what: &'static str, at: usize },
     /// Readers of headers would stumble over it, and it may be the label's.
     #[error("the name of header {number} is not valid UTF-8")]
-    HeaderName {
-        /// From 1.
-        number: usize,
-    },
+    HeaderName { number: usize },
     /// The value is not a JSON object.
     #[error("the value is not a JSON object: {0}")]
     Json(String),
@@ -48,39 +39,19 @@ pub enum Invalid {
     MissingField(String),
     /// A field has another type.
     #[error("the field `{field}` is {found}, not {wanted}")]
-    FieldType {
-        /// Its name.
-        field: String,
-        /// What it is.
-        found: &'static str,
-        /// What it should be.
-        wanted: &'static str,
-    },
+    FieldType { field: String, found: &'static str, wanted: &'static str },
     /// Nothing that could be a row.
     #[error("the text has no words")]
     NoWords,
     /// The text is over `input.text_bytes_max`.
     #[error("the text has {bytes} bytes; `input.text_bytes_max` is {max}")]
-    TextTooLong {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
+    TextTooLong { bytes: usize, max: usize },
     /// The model gave what no trial could learn from.
     #[error("row {row} (from 0) of the matrix holds a NaN or an infinity, or a number too large for `embed.dtype`")]
-    NotFinite {
-        /// The first such row.
-        row: usize,
-    },
+    NotFinite { row: usize },
     /// The matrix does not fit into a record of `features`.
     #[error("the record with its matrix has {bytes} bytes; `max.message.bytes` of the features topic is {max}")]
-    MatrixTooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
+    MatrixTooLarge { bytes: usize, max: usize },
 }
 
 impl Invalid {

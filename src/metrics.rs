@@ -36,7 +36,6 @@ impl TransactionOutcome {
     /// All, as labels.
     pub const ALL: [Self; 4] = [Self::Committed, Self::Aborted, Self::Fenced, Self::Failed];
 
-    /// As a label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Committed => "committed",
@@ -50,7 +49,6 @@ impl TransactionOutcome {
 /// Transactions of a stage.
 #[derive(Clone, Debug)]
 pub struct Transactions {
-    /// By outcome.
     outcomes: IntCounterVec,
     /// Time of a transaction.
     pub duration: Histogram,
@@ -65,7 +63,6 @@ impl Transactions {
         Self { outcomes, duration }
     }
 
-    /// Counts one.
     pub fn count(&self, outcome: TransactionOutcome) {
         self.outcomes.with_label_values(&[outcome.label()]).inc();
     }
@@ -79,7 +76,6 @@ impl Transactions {
 /// Metrics of a process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Where they are registered.
     pub registry: Registry,
     /// Of both stages alike.
     pub stages: Stages,
@@ -128,7 +124,6 @@ pub struct Embed {
     pub padding_ratio: Gauge,
     /// Time of an inference call.
     pub inference_duration: Histogram,
-    /// Its transactions.
     pub transactions: Transactions,
     /// From the input record's timestamp to its commit.
     pub latency: Histogram,
@@ -161,7 +156,6 @@ pub struct Train {
     pub checkpoints_damaged: IntCounter,
     /// Time of an epoch.
     pub epoch_duration: Histogram,
-    /// Its transactions.
     pub transactions: Transactions,
     /// Rebalances of the train group that reached this process.
     pub rebalances: IntCounter,

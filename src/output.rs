@@ -75,7 +75,6 @@ impl Slot {
 pub enum Key<'a> {
     /// `<trial>/measurement/<epoch>/<step>`
     Measurement {
-        /// Trial id.
         trial: &'a str,
         /// From 1.
         epoch: u64,
@@ -83,26 +82,16 @@ pub enum Key<'a> {
         step: u64,
     },
     /// `<trial>/outcome`
-    Outcome {
-        /// Trial id.
-        trial: &'a str,
-    },
+    Outcome { trial: &'a str },
     /// `<trial>/checkpoint/<slot>/<chunk>`
     Chunk {
-        /// Trial id.
         trial: &'a str,
-        /// Slot.
         slot: Slot,
         /// From 0.
         chunk: u32,
     },
     /// `<trial>/checkpoint/<slot>/manifest`
-    Manifest {
-        /// Trial id.
-        trial: &'a str,
-        /// Slot.
-        slot: Slot,
-    },
+    Manifest { trial: &'a str, slot: Slot },
 }
 
 impl<'a> Key<'a> {
@@ -168,9 +157,7 @@ impl fmt::Display for Key<'_> {
 /// Training values at a step. What does not apply is absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
-    /// Search id.
     pub search: String,
-    /// Trial id.
     pub trial: String,
     /// From 1.
     pub epoch: u64,
@@ -178,9 +165,9 @@ pub struct Measurement {
     pub step: u64,
     /// Records trained on so far, all epochs together.
     pub records: u64,
-    /// What was measured, by name: `loss` is the mean over the training records since the epoch began, each taken before
-    /// its batch's update; what begins with `validation_` is over the validation split, and absent within an epoch and
-    /// without a split. See [`crate::search::objective::MEASURED`].
+    /// What was measured, by name: `loss` is the mean over the training records since the epoch began, each taken
+    /// before its batch's update; what begins with `validation_` is over the validation split, and absent within an
+    /// epoch and without a split. See [`crate::search::objective::MEASURED`].
     #[serde(flatten, deserialize_with = "numbers")]
     pub measured: BTreeMap<String, f64>,
     /// Of the last step.
@@ -220,7 +207,6 @@ pub enum EndState {
     Diverged,
     /// It could not go on.
     Failed,
-    /// Somebody stopped it.
     Stopped,
 }
 
@@ -243,18 +229,14 @@ impl EndState {
 /// The last word on a trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Search id.
     pub search: String,
-    /// Trial id.
     pub trial: String,
     /// Number within the search.
     pub number: u32,
-    /// How it ended.
     pub state: EndState,
     /// Why, unless it finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Epochs completed.
     pub epochs: u64,
     /// Records trained on, all epochs together.
     pub records: u64,

@@ -42,13 +42,10 @@ pub struct Context {
     pub settings: Settings,
     /// The topics as verified.
     pub topics: TopicSet,
-    /// Where to count.
     pub metrics: Metrics,
-    /// Where to report.
     pub status: Status,
     /// Where to report that it is at work.
     pub own: StageStatus,
-    /// Cancelled to drain.
     pub stop: CancellationToken,
 }
 

@@ -87,13 +87,11 @@ pub struct TrialStatus {
     pub search: String,
     /// Number within the search.
     pub number: u32,
-    /// Model's name.
     pub model: String,
     /// `waiting`, `running`, or how it ended.
     pub state: String,
     /// Epoch it is in, from 0.
     pub epoch: u64,
-    /// Epochs it is to do.
     pub epochs: u64,
     /// Optimizer updates so far.
     pub step: u64,

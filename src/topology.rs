@@ -38,12 +38,7 @@ pub enum Error {
     Load(BoxFailure),
     /// A stage failed for good.
     #[error("the {stage} stage failed: {cause}")]
-    Stage {
-        /// Its name.
-        stage: &'static str,
-        /// Why.
-        cause: BoxFailure,
-    },
+    Stage { stage: &'static str, cause: BoxFailure },
     /// The HTTP endpoint.
     #[error(transparent)]
     Http(#[from] http::Error),
@@ -147,8 +142,8 @@ impl Topology {
         self.supervise(name, stop, stage)
     }
 
-    /// Runs a stage on a thread of its own; builds it anew after failures that pass, a bounded number of times in a row.
-    /// While no broker answers there is nothing to build, so that time is waited for and does not count.
+    /// Runs a stage on a thread of its own; builds it anew after failures that pass, a bounded number of times in a
+    /// row. While no broker answers there is nothing to build, so that time is waited for and does not count.
     fn supervise(
         &mut self,
         name: &'static str,

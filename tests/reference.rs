@@ -1,5 +1,5 @@
-//! References that are made of the code: docs/settings.md, docs/metrics.md, docs/commands.md, config/sweepstream.toml, the
-//! models in docs/searches.md and those in docs/embedders.md.
+//! References that are made of the code: docs/settings.md, docs/metrics.md, docs/commands.md, config/sweepstream.toml,
+//! the models in docs/searches.md and those in docs/embedders.md.
 //!
 //! `make docs` writes them; without it these tests say which of them is behind.
 

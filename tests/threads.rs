@@ -1,5 +1,5 @@
-//! What threads share beside channels, in many of the orders in which they may run (crate shuttle). A wait here has no end
-//! in time, so that a wake-up that is lost hangs, and is found.
+//! What threads share beside channels, in many of the orders in which they may run (crate shuttle). A wait here has no
+//! end in time, so that a wake-up that is lost hangs, and is found.
 
 // Modules bring what else they have, and their tests.
 #![allow(dead_code, unused_imports, unused_results)]

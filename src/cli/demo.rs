@@ -95,7 +95,8 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     let (label, share) = majority(&started);
     write_out(&format!(
         "\n\
-         Accuracy is the share of held-out sentences whose genre was found. Always saying `{label}` would give {share:.2};\n\
+         Accuracy is the share of held-out sentences whose genre was found. Always saying `{label}` would give \
+         {share:.2};\n\
          a logistic regression on the same mean vectors (scikit-learn) reaches about 0.76.\n\
          Autoencoders have no accuracy: they reconstruct the rows and are ranked by validation loss.\n\
          The search as a picture, for a browser: {}\n\

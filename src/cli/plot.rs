@@ -73,7 +73,8 @@ fn nothing_measured(search: &str, results: &Results) -> anyhow::Error {
             anyhow!("search `{search}` has no measurements yet; the first come with the first checkpoints")
         }
         open => anyhow!(
-            "search `{search}` has no measurements yet: {open} trials are still open, the others ended without one, {ended}"
+            "search `{search}` has no measurements yet: {open} trials are still open, the others ended without one, \
+             {ended}"
         ),
     }
 }

@@ -147,7 +147,11 @@ fn wait(settings: &Settings, id: &str, timeout: Option<Duration>) -> Result {
     progress.finish();
     if let Some(timeout) = timeout.filter(|_| is_late) {
         let (ended, timeout) = (ends.len(), humantime_serde::re::humantime::format_duration(timeout));
-        return Err(anyhow::anyhow!("after {timeout} {ended} of {total} trials of search `{id}` have ended; the others go on, and `sweepstream search wait` waits again").into());
+        return Err(anyhow::anyhow!(
+            "after {timeout} {ended} of {total} trials of search `{id}` have ended; the others \
+            go on, and `sweepstream search wait` waits again"
+        )
+        .into());
     }
     let deleted = known.len() - ends.len();
     if deleted > 0 {
@@ -194,7 +198,8 @@ impl Attendance {
         match found {
             Ok(Membership::Nobody) if !self.nobody => {
                 self.nobody = true;
-                tracing::warn!(group = %self.group, "no process serves trials: the group has no member; `sweepstream run --stage train` starts one (with the same `application_id` and topics); waiting on");
+                tracing::warn!(group = %self.group, "no process serves trials: the group has no member; `sweepstream \
+                    run --stage train` starts one (with the same `application_id` and topics); waiting on");
             }
             Ok(Membership::Members(members)) if self.nobody => {
                 self.nobody = false;

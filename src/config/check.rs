@@ -53,7 +53,10 @@ impl Settings {
         )?;
         relation(
             (Duration::from_secs(2)..=Duration::from_secs(900)).contains(&transaction),
-            format!("setting `kafka.transaction_timeout` is {transaction:?}; it must lie between 2s and 15m, the broker's own limit"),
+            format!(
+                "setting `kafka.transaction_timeout` is {transaction:?}; it must lie between 2s and 15m, the \
+                broker's own limit"
+            ),
         )?;
         relation(
             self.train.checkpoint_interval > Duration::ZERO,
@@ -69,14 +72,16 @@ impl Settings {
         relation(
             self.embed.max_batch_tokens >= self.embed.max_length,
             format!(
-                "setting `embed.max_batch_tokens` ({}) is below `embed.max_length` ({}), so the longest text would fit in no batch; raise the first or lower the second",
+                "setting `embed.max_batch_tokens` ({}) is below `embed.max_length` ({}), so the longest text would fit \
+                 in no batch; raise the first or lower the second",
                 self.embed.max_batch_tokens, self.embed.max_length
             ),
         )?;
         relation(
             self.embed.chunk_tokens >= self.embed.max_batch_tokens,
             format!(
-                "setting `embed.chunk_tokens` ({}) is below `embed.max_batch_tokens` ({}); raise the first or lower the second",
+                "setting `embed.chunk_tokens` ({}) is below `embed.max_batch_tokens` ({}); raise the first or lower \
+                 the second",
                 self.embed.chunk_tokens, self.embed.max_batch_tokens
             ),
         )?;

@@ -11,7 +11,6 @@ use std::ops::Range;
 pub(super) struct Found {
     /// The next text to read.
     pub offset: i64,
-    /// Who committed it.
     pub by: By,
 }
 
@@ -80,8 +79,8 @@ pub(super) enum Refusal {
     LeavesOut(Range<i64>),
 }
 
-/// Chooses. `last` is the text that the newest output came from; `parted` says that offset and output may tell different
-/// stories, since a transaction was ended from outside; `log` is what the partition holds.
+/// Chooses. `last` is the text that the newest output came from; `parted` says that offset and output may tell
+/// different stories, since a transaction was ended from outside; `log` is what the partition holds.
 ///
 /// # Errors
 /// Where each way on would repeat a text, or leave one out.

@@ -151,7 +151,9 @@ impl<'c> Committer<'c> {
         let remembered = Remembered { group: &group, topic, expected };
         remembered.confirm(&self.context.settings, Some(&self.watch), |partition| {
             let message = format!(
-                "the committed offset of group `{group}` has vanished while the stage was running: the topic was deleted and created again; what it holds now was not embedded; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it"
+                "the committed offset of group `{group}` has vanished while the stage was running: the topic was \
+                 deleted and created again; what it holds now was not embedded; give it topics of its own \
+                 (`topics.features`, `topics.dead_letters`), or delete those with it"
             );
             kafka::Error::data(topic, partition, message)
         })

@@ -24,12 +24,7 @@ pub enum Error {
     SecondWriter(String),
     /// A text could not be tokenised.
     #[error("{record}: the tokenizer failed: {message}")]
-    Tokenizer {
-        /// Topic, partition and offset.
-        record: String,
-        /// What it said.
-        message: String,
-    },
+    Tokenizer { record: String, message: String },
     /// A thread of the stage ended without saying why.
     #[error("the {0} thread of the embed stage ended early")]
     Thread(&'static str),

@@ -1,5 +1,5 @@
-//! Where to begin reading newly assigned partitions: finds out what [`super::beginning`] chooses by, and what its choice
-//! rests on.
+//! Where to begin reading newly assigned partitions: finds out what [`super::beginning`] chooses by, and what its
+//! choice rests on.
 //!
 //! Beside each offset stands the transactional id of the partition's owner. Whoever is assigned a partition on which a
 //! transaction is still open takes that id over: an owner ends its transactions before it gives a partition up, so
@@ -238,12 +238,15 @@ impl Recovery<'_> {
         let last = last.map_or(-1, |last| last.offset);
         let set = |range: &std::ops::Range<i64>, offset, verb, next, way| {
             format!(
-                "group `{group}` was set to offset {offset}, but its output ends with the text at offset {last}: {range:?} would be {verb}; delete the group, and the stage goes on at {next}{way}"
+                "group `{group}` was set to offset {offset}, but its output ends with the text at offset {last}: \
+                 {range:?} would be {verb}; delete the group, and the stage goes on at {next}{way}"
             )
         };
         let message = match refusal {
             Refusal::OutsideLog(offset) => format!(
-                "group `{group}` committed offset {offset}, but the log holds {start}..{end}: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next"
+                "group `{group}` committed offset {offset}, but the log holds {start}..{end}: records were deleted \
+                 before they were embedded, or the topic was recreated; reset the group's offsets to what should be \
+                 read next"
             ),
             Refusal::Repeats(range) => set(range, range.start, "embedded twice", range.end, ""),
             Refusal::LeavesOut(range) => set(
@@ -254,7 +257,9 @@ impl Recovery<'_> {
                 " (texts that are not wanted can be deleted from the topic)",
             ),
             Refusal::NextDeleted => format!(
-                "the output of group `{group}` ends with the text at offset {last}, but the log holds {start}..{end}: records were deleted before they were embedded; commit offset {start} for the group to go on without them"
+                "the output of group `{group}` ends with the text at offset {last}, but the log holds {start}..{end}: \
+                 records were deleted before they were embedded; commit offset {start} for the group to go on without \
+                 them"
             ),
             Refusal::OutputBeyondLog => self.recreated(last, &format!("but the log holds {start}..{end}")),
         };
@@ -263,7 +268,8 @@ impl Recovery<'_> {
 
     fn recreated(&self, last: i64, what: &str) -> String {
         format!(
-            "the output of group `{}` ends with the text at offset {last}, {what}: the topic was recreated; give it topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it",
+            "the output of group `{}` ends with the text at offset {last}, {what}: the topic was recreated; give it \
+             topics of its own (`topics.features`, `topics.dead_letters`), or delete those with it",
             self.group()
         )
     }
@@ -280,7 +286,8 @@ impl Recovery<'_> {
         Err(self.error(
             partition,
             format!(
-                "group `{}` has done everything below offset {offset}, but {}/{partition} has never held a record: the topic was recreated; delete the group to embed everything again",
+                "group `{}` has done everything below offset {offset}, but {}/{partition} has never held a record: the \
+                 topic was recreated; delete the group to embed everything again",
                 self.group(), features.name
             ),
         ))
@@ -293,7 +300,9 @@ impl Recovery<'_> {
         }
         let features = &self.context.topics.features.name;
         Err(Error::Position(format!(
-            "{}/{partition}: group `{}` has no committed offset, but {features}/{partition} is not empty and its records name no source: embedding from the start could write everything twice; if that is wanted, start once with `--from-start`",
+            "{}/{partition}: group `{}` has no committed offset, but {features}/{partition} is not empty and its \
+             records name no source: embedding from the start could write everything twice; if that is wanted, start \
+             once with `--from-start`",
             self.context.topics.texts.name,
             self.group(),
         )))

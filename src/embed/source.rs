@@ -21,7 +21,8 @@ use crate::kafka::headers;
 use crate::kafka::reader::Polled;
 use crate::kafka::wake::Wake;
 
-/// Records taken from one partition before the next has its turn, and before an idle inference thread gets what there is.
+/// Records taken from one partition before the next has its turn, and before an idle inference thread gets what there
+/// is.
 const TURN_RECORDS: usize = 32;
 /// Bytes of input in a chunk, at most (one record may go beyond).
 const PENDING_BYTES: usize = 16 * 1024 * 1024;
@@ -51,7 +52,6 @@ pub(super) struct Source<'c, M> {
     has_begun: bool,
     /// Partition that had its turn last.
     turn: i32,
-    /// Inference threads.
     sessions: usize,
     lag_measured: Instant,
 }
@@ -152,7 +152,8 @@ impl<'c, M: GroupMember> Source<'c, M> {
                 let positions = (self.recover)(&self.member, &partitions, !self.has_begun)?;
                 self.member.take(&positions)?;
                 let owned = self.member.owned();
-                tracing::info!(group = %self.context.settings.embed_group(), ?positions, owned = owned.len(), "assigned");
+                let group = self.context.settings.embed_group();
+                tracing::info!(%group, ?positions, owned = owned.len(), "assigned");
                 self.owned = owned;
                 self.has_begun |= !partitions.is_empty();
                 self.context.own.set_assigned(true);
@@ -232,7 +233,8 @@ impl<'c, M: GroupMember> Source<'c, M> {
 
     fn out_of_log(&self, partition: i32) -> Error {
         let message = format!(
-            "the next offset of group `{}` is not in the log any more: records were deleted before they were embedded, or the topic was recreated; reset the group's offsets to what should be read next",
+            "the next offset of group `{}` is not in the log any more: records were deleted before they were embedded, \
+             or the topic was recreated; reset the group's offsets to what should be read next",
             self.context.settings.embed_group()
         );
         kafka::Error::data(&self.context.topics.texts.name, partition, message).into()

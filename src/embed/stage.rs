@@ -29,7 +29,8 @@ fn load(settings: &Settings, parts: &Parts) -> Result<Loaded, BoxFailure> {
     Ok(Loaded {
         matrix_bytes_max: Some(model.matrix_bytes_max),
         begin: Box::new(|context| {
-            tracing::info!(embedder = %model.embedder, dim = model.dim, sessions = model.sessions.len(), "embed stage starts");
+            let (embedder, dim, sessions) = (&model.embedder, model.dim, model.sessions.len());
+            tracing::info!(%embedder, dim, sessions, "embed stage starts");
             Ok(Box::new(Embedding { context: Context::new(context), model }))
         }),
     })

@@ -89,7 +89,10 @@ pub(super) fn refuse_others(context: &Context, beyond: &Positions) -> Result<(),
 fn second(settings: &Settings, application: &str, evidence: &str) -> Error {
     let (texts, features) = (&settings.topics.texts, &settings.topics.features);
     Error::SecondWriter(format!(
-        "application `{application}` embeds `{texts}` into `{features}`, too: {evidence}, and this is application `{}`. Each text would be in `{features}` twice. To share the work, set the same `application_id`; to embed apart, set other `topics.features` and `topics.dead_letters`; to take over from an application that has ended for good, start once with `--alongside`: then what it has written counts as done",
+        "application `{application}` embeds `{texts}` into `{features}`, too: {evidence}, and this is application \
+         `{}`. Each text would be in `{features}` twice. To share the work, set the same `application_id`; to embed \
+         apart, set other `topics.features` and `topics.dead_letters`; to take over from an application that has ended \
+         for good, start once with `--alongside`: then what it has written counts as done",
         settings.application_id
     ))
 }

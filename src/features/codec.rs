@@ -28,9 +28,7 @@ pub fn source_digest(value: Option<&[u8]>) -> String {
 /// Number format of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
-    /// Half precision.
     F16,
-    /// Single precision.
     F32,
 }
 
@@ -116,7 +114,6 @@ impl From<MatrixDtype> for Dtype {
 /// A matrix inside a record: `rows × dim` numbers, row-major, little-endian.
 #[derive(Clone, Copy, Debug)]
 pub struct MatrixView<'a> {
-    /// Number format.
     pub dtype: Dtype,
     /// At least 1.
     pub rows: usize,

@@ -15,13 +15,10 @@ use crate::text::shortened;
 /// A stretch of one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionRange {
-    /// The partition.
     pub partition: i32,
-    /// First offset.
     pub start: i64,
     /// One past the last offset, transaction markers included.
     pub end: i64,
-    /// Records in between.
     pub records: u64,
     /// [`Digest`] over them, hexadecimal.
     pub digest: String,
@@ -30,9 +27,7 @@ pub struct PartitionRange {
 /// A range over all partitions of a topic, captured once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
-    /// The features topic.
     pub topic: String,
-    /// Ascending by partition.
     pub partitions: Vec<PartitionRange>,
 }
 
@@ -105,11 +100,9 @@ impl Position {
 /// What decides whether a record is for validation.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'a> {
-    /// The record's key.
     pub key: Option<&'a [u8]>,
     /// Its `source` header.
     pub source: Option<&'a [u8]>,
-    /// Its partition.
     pub partition: i32,
     /// Its number within the partition's range.
     pub ordinal: u64,
@@ -133,9 +126,7 @@ impl Identity<'_> {
 /// A record of `features` as readers need it.
 #[derive(Clone, Copy, Debug)]
 pub struct RawRecord<'a> {
-    /// Key.
     pub key: Option<&'a [u8]>,
-    /// Value.
     pub value: Option<&'a [u8]>,
     /// `label` header.
     pub label: Option<&'a [u8]>,
@@ -166,7 +157,6 @@ pub struct Survey {
     pub unlabelled: u64,
     /// Where the first of them is.
     pub first_unlabelled: Option<Coordinates>,
-    /// Longest matrix.
     pub rows_max: usize,
     /// Rows of all matrices, each cut at the rows that will be read.
     pub rows_read: u64,
@@ -202,7 +192,8 @@ impl Survey {
         }
         if let Some(row) = matrix.first_not_finite(rows_max) {
             return Err(format!(
-                "row {row} (from 0) holds a NaN or an infinity, and no model could learn from it; mend or leave out what wrote it, and embed it again into a new topic"
+                "row {row} (from 0) holds a NaN or an infinity, and no model could learn from it; mend or leave out \
+                 what wrote it, and embed it again into a new topic"
             ));
         }
         self.dim = matrix.dim;
@@ -260,7 +251,8 @@ impl Survey {
 pub fn class_name(label: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(label).map_err(|error| {
         format!(
-            "the `label` header \"{}\" is not valid UTF-8 at byte {}; labels are UTF-8 text, so write the record again with one",
+            "the `label` header \"{}\" is not valid UTF-8 at byte {}; labels are UTF-8 text, so write the record again \
+             with one",
             shortened(&label.escape_ascii().to_string()),
             error.valid_up_to()
         )

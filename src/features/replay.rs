@@ -202,7 +202,13 @@ impl Replay {
                 Ok(Some(Polled::End)) => self.check_end(index)?,
                 Ok(Some(Polled::OutOfLog)) => {
                     let offset = self.offsets[index];
-                    return Err(self.changed(index, &format!("offset {offset} is not in the log any more: retention has eaten into the range, or the topic was recreated")));
+                    return Err(self.changed(
+                        index,
+                        &format!(
+                            "offset {offset} is not in the log any more: retention has \
+                        eaten into the range, or the topic was recreated"
+                        ),
+                    ));
                 }
                 Err(Error::Call { source, action }) if Error::is_fatal(&source) => {
                     return Err(Error::Call { action: format!("{action} at offset {}", self.offsets[index]), source });
@@ -218,7 +224,8 @@ impl Replay {
                 waited = None;
                 self.check_log(index)?;
                 let PartitionRange { partition, .. } = self.range.partitions[index];
-                tracing::warn!(topic = %self.range.topic, partition, offset = self.offsets[index], "waiting for records");
+                let (topic, offset) = (&self.range.topic, self.offsets[index]);
+                tracing::warn!(%topic, partition, offset, "waiting for records");
             }
         };
         let place = &self.range.partitions[index];
@@ -295,7 +302,8 @@ impl Replay {
             &self.range.topic,
             place.partition,
             format!(
-                "the range {}..{} ({} records) was frozen when the search started, and has changed: {what}; start a new search",
+                "the range {}..{} ({} records) was frozen when the search started, and has changed: {what}; start a \
+                 new search",
                 place.start, place.end, place.records
             ),
         )

@@ -41,7 +41,6 @@ pub(super) enum Offer {
 /// What whoever reads does next.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// End: nobody follows.
     Leave,
     /// Read a window into this buffer.
     Read(Window),
@@ -65,8 +64,8 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
-    /// Nothing read yet, of what begins at `position`. Windows that are held may take so many bytes; with none, at most two
-    /// windows are held, and followers do not share.
+    /// Nothing read yet, of what begins at `position`. Windows that are held may take so many bytes; with none, at most
+    /// two windows are held, and followers do not share.
     pub fn new(position: &Position, bytes_max: usize) -> Self {
         Self {
             windows: VecDeque::new(),

@@ -25,11 +25,9 @@ pub struct Reading {
 /// What labels are to a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Labels {
-    /// Nothing.
     Ignored,
     /// Names of classes, sorted: a label's place is its class.
     Classes(Vec<String>),
-    /// Numbers.
     Numbers,
 }
 
@@ -67,7 +65,6 @@ pub enum Target {
     None,
     /// Number of a class.
     Class(u32),
-    /// A number.
     Number(f32),
 }
 

@@ -25,12 +25,7 @@ const PORTS_TRIED: u16 = 100;
 pub enum Error {
     /// The address that was asked for is not to be had.
     #[error("setting `http.address`: cannot listen on {address}: {source}; choose another or unset it")]
-    Listen {
-        /// As set.
-        address: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    Listen { address: String, source: std::io::Error },
     /// A thread or the listener failed otherwise.
     #[error("the HTTP endpoint: {0}")]
     Io(#[from] std::io::Error),

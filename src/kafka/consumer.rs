@@ -246,7 +246,9 @@ impl Member {
             return Ok(());
         }
         Err(Error::Topics(format!(
-            "topic `{topic}` has {found} partitions now, and had {expected} when this process started; raise `{partner}` to {found}, too (`kafka-topics.sh --alter --topic {partner} --partitions {found}`), and start again: everything goes on where it is, and nothing is lost meanwhile"
+            "topic `{topic}` has {found} partitions now, and had {expected} when this process started; raise \
+             `{partner}` to {found}, too (`kafka-topics.sh --alter --topic {partner} --partitions {found}`), and start \
+             again: everything goes on where it is, and nothing is lost meanwhile"
         )))
     }
 
@@ -256,36 +258,17 @@ impl Member {
     }
 }
 
-/// What the source of a stage asks of its membership: with another in its place the source can be stepped without a broker.
+/// What the source of a stage asks of its [`Member`], method by method: with another in its place the source can be
+/// stepped without a broker.
 pub trait GroupMember {
-    /// See [`Member::poll_group`].
-    ///
-    /// # Errors
-    /// As there.
     fn poll_group(&mut self) -> Result<Option<Rebalance>>;
 
-    /// See [`Member::take`].
-    ///
-    /// # Errors
-    /// As there.
     fn take(&mut self, positions: &Positions) -> Result<()>;
 
-    /// See [`Member::release`].
-    ///
-    /// # Errors
-    /// As there.
     fn release(&mut self, partitions: &[i32]) -> Result<()>;
 
-    /// See [`Member::poll_partition`].
-    ///
-    /// # Errors
-    /// As there.
     fn poll_partition(&self, partition: i32) -> Result<Option<Polled<OwnedMessage>>>;
 
-    /// See [`Member::check_partitions`].
-    ///
-    /// # Errors
-    /// As there.
     fn check_partitions(&self, expected: i32, partner: &str) -> Result<()>;
 
     /// Partitions owned, with the number of the assignment that brought each.
@@ -297,7 +280,6 @@ pub trait GroupMember {
     /// that may take long, and whoever polls the group must not wait for it.
     fn lag(&self) -> BTreeMap<i32, i64>;
 
-    /// See [`Member::connected`].
     fn connected(&self) -> bool;
 }
 
@@ -391,8 +373,8 @@ impl ClientContext for MemberContext {
     }
 
     fn stats(&self, statistics: Statistics) {
-        // Bootstrap entries have no id; before the first answer there are only those. The coordinator is listed twice, and
-        // under that name it may take its time: a member that joins is answered when all others have joined.
+        // Bootstrap entries have no id; before the first answer there are only those. The coordinator is listed twice,
+        // and under that name it may take its time: a member that joins is answered when all others have joined.
         let is_broker = |broker: &&Broker| broker.nodeid >= 0 && broker.source != "logical";
         let mut brokers = statistics.brokers.values().filter(is_broker).peekable();
         let away = brokers.peek().is_some() && !brokers.any(answers);

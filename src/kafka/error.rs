@@ -14,53 +14,46 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// No broker answered within the bounded wait.
-    #[error("no Kafka broker answered at {servers} within {waited:?}: {cause}; is it running, and is `kafka.bootstrap_servers` right?")]
+    #[error(
+        "no Kafka broker answered at {servers} within {waited:?}: {cause}; is it running, and is \
+        `kafka.bootstrap_servers` right?"
+    )]
     Unreachable {
-        /// `bootstrap_servers` as set.
         servers: String,
-        /// How long was waited.
         waited: Duration,
         /// The last thing the client said.
         cause: String,
     },
     /// Brokers answer and do not let us in, or are not who they should be.
-    #[error("no connection to Kafka at {servers} within {waited:?}: {cause}; `kafka.properties` must be as the cluster wants them (security.protocol, sasl.*, ssl.*)")]
-    Refused {
-        /// `bootstrap_servers` as set.
-        servers: String,
-        /// How long was waited.
-        waited: Duration,
-        /// What the client said.
-        cause: String,
-    },
+    #[error(
+        "no connection to Kafka at {servers} within {waited:?}: {cause}; `kafka.properties` must be as the cluster \
+        wants them (security.protocol, sasl.*, ssl.*)"
+    )]
+    Refused { servers: String, waited: Duration, cause: String },
     /// A client call failed.
     #[error("{action}: {source}")]
     Call {
         /// What was being done, with topic, partition and offset where there is one.
         action: String,
-        /// librdkafka's error.
         source: KafkaError,
     },
     /// Records that should be there are not.
     #[error("{topic}/{partition}: {message}")]
     Data {
-        /// The topic.
         topic: String,
-        /// The partition.
         partition: i32,
         /// Which offsets, and the way out.
         message: String,
     },
     /// What was committed is not there any more, nor anything after it.
-    #[error("{topic}/{partition}: group `{group}` stands at {held}, though {committed} had been committed: a broker that was restarted has undone it, and it is done again")]
+    #[error(
+        "{topic}/{partition}: group `{group}` stands at {held}, though {committed} had been committed: a broker \
+        that was restarted has undone it, and it is done again"
+    )]
     Undone {
-        /// The topic.
         topic: String,
-        /// The partition.
         partition: i32,
-        /// The group.
         group: String,
-        /// What Kafka holds.
         held: String,
         /// What it had said it holds.
         committed: String,
@@ -70,30 +63,13 @@ pub enum Error {
     Topics(String),
     /// The declarations of topics cannot be used.
     #[error("topic declaration {file}: {message}")]
-    Declaration {
-        /// File name.
-        file: String,
-        /// What is wrong.
-        message: String,
-    },
+    Declaration { file: String, message: String },
     /// A record was refused by the broker inside a transaction.
     #[error("record for {topic}/{partition} was not delivered: {source}")]
-    Delivery {
-        /// The topic.
-        topic: String,
-        /// The partition.
-        partition: i32,
-        /// Why.
-        source: KafkaError,
-    },
+    Delivery { topic: String, partition: i32, source: KafkaError },
     /// Something took longer than it may.
     #[error("{action} took longer than {waited:?}")]
-    TimedOut {
-        /// What was being done.
-        action: String,
-        /// The bound.
-        waited: Duration,
-    },
+    TimedOut { action: String, waited: Duration },
     /// A thread that speaks to Kafka did not start, or died.
     #[error("{0}")]
     Thread(String),
@@ -101,9 +77,11 @@ pub enum Error {
     #[error("{0}")]
     Descriptors(String),
     /// A port for the local broker is not to be had.
-    #[error("the local Kafka broker did not start: port {port} of 127.0.0.1 {cause}; choose another (`--port 0` takes a free one)")]
+    #[error(
+        "the local Kafka broker did not start: port {port} of 127.0.0.1 {cause}; choose another (`--port 0` takes \
+        a free one)"
+    )]
     Port {
-        /// The port.
         port: u16,
         /// What is the matter with it.
         cause: String,
@@ -274,8 +252,8 @@ pub(super) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
     }
 }
 
-/// Whether this may be what the client remembers of a topic, and no broker's answer: it keeps for minutes that a partition
-/// had no leader, which it calls unknown, and asks nobody again before somebody fetches metadata.
+/// Whether this may be what the client remembers of a topic, and no broker's answer: it keeps for minutes that a
+/// partition had no leader, which it calls unknown, and asks nobody again before somebody fetches metadata.
 pub fn is_remembered(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(

@@ -9,6 +9,22 @@
 //!    │                             └► given up: whoever owns it next looks up what was done   │
 //!    └── what is still ours is asked anew ◄───────────────────────────────────────────────────┘
 //! ```
+//!
+//! *Hanging transactions.* A single broker that is its own controller, killed and started again, finds transactions
+//! that are being committed, or have timed out, before its partitions have a leader again. It takes those for deleted,
+//! and declares the transaction ended without having written that into them (seen with Kafka 4.3: "Couldn't find leader
+//! endpoint … likely deleted already"). Read-committed readers of such a partition then wait for ever, and the next
+//! commit or abort of the same producer decides about the forgotten one, too, whatever it was.
+//!
+//! - Whoever follows a dead owner scrubs: writes once to everything such a transaction writes to, and aborts. So no
+//!   later commit makes records visible that were to be aborted.
+//! - The abort may take back what had been acknowledged. Before each commit, and before a trial repeats one that was
+//!   aborted, the committed offsets must be what was committed last ([`Remembered`]); where they are not, the work is
+//!   done again from where they are.
+//! - A broker that dies between two markers ends a transaction by halves. Where features and offset have parted, the
+//!   features count; where a trial's group and its newest checkpoint are one publication apart, the checkpoint counts:
+//!   it lies with its measurements in one partition, and they cannot part.
+//! - The local broker looks for timed-out transactions each second only while its data is new.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -104,7 +120,6 @@ pub trait Owner {
 /// The conditions under which an [`Owner`] commits.
 #[derive(Clone, Copy)]
 pub struct Terms<'a> {
-    /// What it owns.
     pub lease: &'a Lease,
     /// Failures in a row after which it gives up.
     pub failures_max: u32,
@@ -136,7 +151,8 @@ pub fn commit<O: Owner>(owner: &mut O, terms: Terms<'_>) -> Result<Option<O::Don
         failures += 1;
         let mut next = next(&error, failures, terms.failures_max);
         terms.metrics.count(outcome(&error, next));
-        tracing::warn!(%error, class = ?error.class(), failures, "a transaction of {} failed; {}", O::NAME, error.visibility());
+        let (class, seen) = (error.class(), error.visibility());
+        tracing::warn!(%error, ?class, failures, "a transaction of {} failed; {seen}", O::NAME);
         match next {
             // That is no failure.
             Next::AwaitAssignment if terms.lease.await_change(version, terms.patience) => failures -= 1,
@@ -178,7 +194,6 @@ pub fn scrub(
 
 /// What a group has committed for a topic, as whoever committed it remembers, to be held against what Kafka says.
 pub struct Remembered<'a, P> {
-    /// The group.
     pub group: &'a str,
     /// The topic that was read.
     pub topic: &'a str,
@@ -216,7 +231,6 @@ impl Place for i64 {
 /// How what was committed compares with what Kafka holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It stands.
     Held,
     /// Kafka holds another place in this partition, most often less.
     Behind(i32),

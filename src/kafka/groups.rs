@@ -16,7 +16,6 @@ use crate::config::Settings;
 pub enum Membership {
     /// It has none, or there is no such group.
     Nobody,
-    /// So many.
     Members(usize),
     /// It exists, and brokers do not tell this client more: librdkafka's listing knows no groups of KIP-848.
     Unseen,

@@ -316,7 +316,8 @@ fn log_folder(parts: &Path) -> Result<PathBuf> {
         Ok(_) => Ok(beside),
         Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
             let own = own_folder()?;
-            tracing::warn!(%error, "{} cannot be written; the broker's log, and its data where no folder is given for them, go to {}", beside.display(), own.display());
+            tracing::warn!(%error, "{} cannot be written; the broker's log, and its data where no folder is given for \
+                them, go to {}", beside.display(), own.display());
             Ok(own)
         }
         Err(error) => Err(failed(format!("writing to {}", beside.display()))(error)),
@@ -402,7 +403,10 @@ fn format(places: &Places, properties: &Path) -> Result<()> {
         .stderr(stderr)
         .status()
         .map_err(|error| Error::Local {
-            message: format!("running `java`: {error}; Java 17 or newer is needed (Debian: `apt-get install openjdk-17-jre-headless`)"),
+            message: format!(
+                "running `java`: {error}; Java 17 or newer is needed (Debian: `apt-get install \
+                openjdk-17-jre-headless`)"
+            ),
         })?;
     if status.success() {
         Ok(())

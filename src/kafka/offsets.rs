@@ -131,7 +131,8 @@ impl Watermarks {
             while self.stable_end(topic, partition)? < extent.end {
                 if started.elapsed() > bound {
                     let action = format!(
-                        "waiting for a transaction below offset {} of {topic}/{partition}, which is still open (Kafka's transactions tool finds it: `find-hanging`),",
+                        "waiting for a transaction below offset {} of {topic}/{partition}, which is still open \
+                         (Kafka's transactions tool finds it: `find-hanging`),",
                         extent.end
                     );
                     return Err(Error::TimedOut { action, waited: bound });
@@ -158,8 +159,8 @@ fn watermarks(consumer: &BaseConsumer<LogContext>, topic: &str, partition: i32) 
     Ok(Extent { start, end })
 }
 
-/// How long a request is repeated: a leader that died is replaced after its session, 9 s by default, and a busy broker takes
-/// longer until it serves a topic that was created just now.
+/// How long a request is repeated: a leader that died is replaced after its session, 9 s by default, and a busy broker
+/// takes longer until it serves a topic that was created just now.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Repeats a request that failed for a reason that passes, such as an election or a metadata refresh.
@@ -285,7 +286,6 @@ pub fn metadata_of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Result<Con
     consumer.group_metadata().ok_or_else(|| Error::Topics("the client does not know its group".into()))
 }
 
-/// Offsets of partitions.
 pub type Offsets = TopicPartitionList;
 
 /// Positions as librdkafka takes them, to be read from or committed, with something stored beside each.

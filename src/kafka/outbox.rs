@@ -139,9 +139,7 @@ struct Verdicts {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{source}")]
 pub struct Undelivered {
-    /// Its number.
     pub number: usize,
-    /// Why.
     pub source: KafkaError,
 }
 

@@ -60,7 +60,6 @@ fn outgoing() -> Option<RangeInclusive<u16>> {
 /// A process that holds a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Process id.
     pub id: i32,
     /// The group that the process is in.
     pub group: i32,

@@ -17,7 +17,6 @@ use crate::config::Settings;
 
 /// What a partition gave.
 pub enum Polled<M> {
-    /// Its next record.
     Record(M),
     /// Nothing: everything up to the end of its log has been read.
     End,

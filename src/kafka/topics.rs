@@ -51,7 +51,6 @@ pub struct Declaration {
     expecting = "is neither a whole number nor { same_as = \"texts\" } nor { initially = \"trials\" }, say"
 )]
 pub enum Partitions {
-    /// This many.
     Count(i32),
     /// As many as another topic has.
     Of(PartitionsOf),
@@ -71,9 +70,7 @@ pub enum PartitionsOf {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Leading {
-    /// Input.
     Texts,
-    /// Trials.
     Trials,
 }
 
@@ -92,7 +89,6 @@ impl Leading {
 pub struct Wanted {
     /// As Kafka writes it.
     pub value: String,
-    /// What breaks otherwise.
     pub why: String,
     /// A larger number is fine, too.
     #[serde(default)]
@@ -122,9 +118,7 @@ pub struct Declarations(Vec<(String, Declaration)>);
 /// What is known of a topic that exists.
 #[derive(Clone, Debug)]
 pub struct Topic {
-    /// Its name.
     pub name: String,
-    /// Its partitions.
     pub partitions: i32,
     /// `max.message.bytes`.
     pub message_bytes_max: usize,
@@ -133,15 +127,11 @@ pub struct Topic {
 /// The five topics as they are.
 #[derive(Clone, Debug)]
 pub struct TopicSet {
-    /// Input.
     pub texts: Topic,
-    /// Matrices.
     pub features: Topic,
     /// What could not be embedded.
     pub dead_letters: Topic,
-    /// Trials.
     pub trials: Topic,
-    /// Measurements and checkpoints.
     pub output: Topic,
 }
 
@@ -252,7 +242,9 @@ impl Declarations {
                     let (fewer, more) =
                         if partitions < expected { (name.as_str(), expected) } else { (other, partitions) };
                     broken.push(format!(
-                        "topic `{name}` has {partitions} partitions and `{other}` has {expected}; they must be equal, since records keep their partition; raise `{fewer}` to {more} (`kafka-topics.sh --alter --topic {fewer} --partitions {more}`)"
+                        "topic `{name}` has {partitions} partitions and `{other}` has {expected}; they must be equal, \
+                         since records keep their partition; raise `{fewer}` to {more} (`kafka-topics.sh --alter \
+                         --topic {fewer} --partitions {more}`)"
                     ));
                 }
             }
@@ -264,14 +256,16 @@ impl Declarations {
             topics.try_into().map_err(|_| Error::Topics("five topics must be declared".into()))?;
         if let Some(bytes) = matrix_bytes_max.filter(|bytes| *bytes > features.message_bytes_max) {
             broken.push(format!(
-                "topic `{}`: `max.message.bytes` is {}, but a matrix can take {bytes} bytes; raise it, or lower `embed.max_length`",
+                "topic `{}`: `max.message.bytes` is {}, but a matrix can take {bytes} bytes; raise it, or lower \
+                 `embed.max_length`",
                 features.name, features.message_bytes_max
             ));
         }
         let needed = texts.message_bytes_max + DEAD_LETTER_HEADROOM_BYTES;
         if dead_letters.message_bytes_max < needed {
             broken.push(format!(
-                "topic `{}`: `max.message.bytes` is {}, but dead letters of `{}` need {needed} (its limit plus 64 KiB); raise it",
+                "topic `{}`: `max.message.bytes` is {}, but dead letters of `{}` need {needed} (its limit plus 64 \
+                 KiB); raise it",
                 dead_letters.name, dead_letters.message_bytes_max, texts.name
             ));
         }

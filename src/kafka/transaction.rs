@@ -49,9 +49,7 @@ pub struct TransactionalProducer {
 /// A record to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
-    /// Topic.
     pub topic: &'a str,
-    /// Partition, always explicit.
     pub partition: i32,
     /// Key, which may be absent.
     pub key: Option<&'a [u8]>,
@@ -113,9 +111,9 @@ impl TransactionalProducer {
         };
         drop(std::thread::Builder::new().name("kafka-deliveries".into()).spawn(poll).expect("threads can be started"));
         let timeout = settings.kafka.transaction_timeout;
-        // librdkafka asks for the coordinator at once if it is connected to a broker that it knows by its number, and else
-        // only after half a second: metadata tells the numbers, a watermark comes from such a broker. What is wrong with
-        // the cluster, the next call says.
+        // librdkafka asks for the coordinator at once if it is connected to a broker that it knows by its number, and
+        // else only after half a second: metadata tells the numbers, a watermark comes from such a broker. What is
+        // wrong with the cluster, the next call says.
         let (trials, patience) = (&settings.topics.trials, client::REQUEST_TIMEOUT.min(timeout));
         if producer.client().fetch_metadata(Some(trials), patience).is_ok() {
             drop(producer.client().fetch_watermarks(trials, 0, patience));

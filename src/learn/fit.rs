@@ -87,9 +87,9 @@ impl Fit {
         for (place, parameter) in self.model.parameters().specs().iter().enumerate() {
             let bytes = tensor_file::data(&found, &parameter_name(&parameter.name));
             edit(&self.model.parameters().value(place), |values| Dtype::F32.read(bytes, values))?;
-            for (slot, slot_name) in rule.slots().iter().enumerate() {
-                let bytes = tensor_file::data(&found, &slot_tensor_name(slot_name, &parameter.name));
-                Dtype::F32.read(bytes, self.optimizer.state_mut(slot, place));
+            for (moment, moment_name) in rule.moments().iter().enumerate() {
+                let bytes = tensor_file::data(&found, &moment_tensor_name(moment_name, &parameter.name));
+                Dtype::F32.read(bytes, self.optimizer.state_mut(moment, place));
             }
         }
         let updates = tensor_file::data(&found, UPDATES).iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
@@ -172,7 +172,7 @@ impl Fit {
     }
 
     /// All that [`Fit::restore`] needs, as safetensors: `parameter/<name>`,
-    /// `optimizer/<slot>/<name>` (slots: [`super::optimizer::Rule::slots`]) and `counter/updates`
+    /// `optimizer/<moment>/<name>` (moments: [`super::optimizer::Rule::moments`]) and `counter/updates`
     /// (`u64`, shape `[1]`).
     ///
     /// Equal states give equal bytes: the file has no `__metadata__`; the counter comes first
@@ -231,9 +231,10 @@ impl Fit {
     fn state_tensors(&self) -> Vec<(String, TensorData<'_>)> {
         let mut tensors = vec![(UPDATES.into(), TensorData { shape: vec![1], values: Values::Count(self.updates()) })];
         for (place, (name, stored)) in self.parameter_tensors().into_iter().enumerate() {
-            for (slot, slot_name) in self.optimizer.spec().rule.slots().iter().enumerate() {
-                let values = Values::State(self.optimizer.state(slot, place));
-                tensors.push((slot_tensor_name(slot_name, &name), TensorData { shape: stored.shape.clone(), values }));
+            for (moment, moment_name) in self.optimizer.spec().rule.moments().iter().enumerate() {
+                let values = Values::State(self.optimizer.state(moment, place));
+                tensors
+                    .push((moment_tensor_name(moment_name, &name), TensorData { shape: stored.shape.clone(), values }));
             }
             tensors.push((parameter_name(&name), stored));
         }
@@ -275,8 +276,8 @@ fn parameter_name(name: &str) -> String {
     format!("parameter/{name}")
 }
 
-fn slot_tensor_name(slot: &str, name: &str) -> String {
-    format!("optimizer/{slot}/{name}")
+fn moment_tensor_name(moment: &str, name: &str) -> String {
+    format!("optimizer/{moment}/{name}")
 }
 
 #[cfg(test)]

@@ -28,8 +28,8 @@ impl StepReport {
 
 /// Something in training, most often a model.
 ///
-/// Its state after a batch is a function of how it was made, of the batches before, and of nothing else: neither a clock
-/// nor other trials. Restored from [`Learner::state`], it goes on bit for bit.
+/// Its state after a batch is a function of how it was made, of the batches before, and of nothing else: neither a
+/// clock nor other trials. Restored from [`Learner::state`], it goes on bit for bit.
 pub trait Learner: Send {
     /// Learns from a batch, which is not empty. `epoch` and `step`, within the trial, are what chance is drawn from.
     ///

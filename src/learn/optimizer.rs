@@ -35,11 +35,9 @@ use crate::models::ops::{squares_of_block, BLOCK};
 #[derive(Debug, Error, PartialEq)]
 #[error("{setting} must be {expected}, not {found}")]
 pub struct OptimizerError {
-    /// The setting's name.
     pub setting: &'static str,
     /// What it may be.
     pub expected: &'static str,
-    /// What it is.
     pub found: f64,
 }
 
@@ -88,9 +86,9 @@ impl Rule {
     }
 
     /// Names of the tensors kept for each parameter (PyTorch's names), sorted; at most
-    /// [`SLOTS_MAX`].
+    /// [`MOMENTS_MAX`].
     #[must_use]
-    pub fn slots(&self) -> &'static [&'static str] {
+    pub fn moments(&self) -> &'static [&'static str] {
         match self {
             Self::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
             Self::Sgd { momentum } if *momentum == 0.0 => &[],
@@ -101,16 +99,14 @@ impl Rule {
 }
 
 /// Most state tensors that any rule keeps for a parameter.
-pub const SLOTS_MAX: usize = 2;
+pub const MOMENTS_MAX: usize = 2;
 
 /// A rule and how far it goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OptimizerSpec {
     /// The rule and its constants.
     pub rule: Rule,
-    /// Step size.
     pub learning_rate: f64,
-    /// Pull towards zero.
     pub weight_decay: f64,
 }
 
@@ -155,9 +151,9 @@ impl OptimizerSpec {
     }
 }
 
-/// State of one parameter: one vector per slot of the rule, as long as the parameter, and empty
+/// State of one parameter: one vector per moment of the rule, as long as the parameter, and empty
 /// ones after them.
-type State = [Vec<f32>; SLOTS_MAX];
+type State = [Vec<f32>; MOMENTS_MAX];
 
 /// An optimizer and its state for parameters that are known by their place in a list.
 #[derive(Debug)]
@@ -174,8 +170,9 @@ impl Optimizer {
     /// A setting out of range.
     pub fn new(spec: OptimizerSpec, sizes: &[usize]) -> Result<Self, OptimizerError> {
         spec.check()?;
-        let slots = spec.rule.slots().len();
-        let state = |&size: &usize| std::array::from_fn(|slot| if slot < slots { vec![0.0; size] } else { Vec::new() });
+        let moments = spec.rule.moments().len();
+        let state =
+            |&size: &usize| std::array::from_fn(|moment| if moment < moments { vec![0.0; size] } else { Vec::new() });
         Ok(Self { spec, updates: 0, states: sizes.iter().map(state).collect() })
     }
 
@@ -207,15 +204,15 @@ impl Optimizer {
         self.updates = updates;
     }
 
-    /// One state tensor: `slot` counts in [`Rule::slots`], `parameter` in the list of parameters.
+    /// One state tensor: `moment` counts in [`Rule::moments`], `parameter` in the list of parameters.
     #[must_use]
-    pub fn state(&self, slot: usize, parameter: usize) -> &[f32] {
-        &self.states[parameter][slot]
+    pub fn state(&self, moment: usize, parameter: usize) -> &[f32] {
+        &self.states[parameter][moment]
     }
 
     /// One state tensor, to be loaded.
-    pub fn state_mut(&mut self, slot: usize, parameter: usize) -> &mut [f32] {
-        &mut self.states[parameter][slot]
+    pub fn state_mut(&mut self, moment: usize, parameter: usize) -> &mut [f32] {
+        &mut self.states[parameter][moment]
     }
 
     /// Starts an update of all parameters.

@@ -16,40 +16,16 @@ pub enum FileError {
     Malformed(#[from] SafeTensorError),
     /// A tensor that is needed.
     #[error("tensor {name} is missing; expected are {expected}")]
-    Missing {
-        /// Its name.
-        name: String,
-        /// All names and shapes.
-        expected: String,
-    },
+    Missing { name: String, expected: String },
     /// A tensor that nobody needs: these are another model's.
     #[error("tensor {name} is not the model's; expected are {expected}")]
-    Surplus {
-        /// Its name.
-        name: String,
-        /// All names and shapes.
-        expected: String,
-    },
+    Surplus { name: String, expected: String },
     /// Another shape.
     #[error("tensor {name} has shape {found:?}, expected is {expected:?}")]
-    Shape {
-        /// Its name.
-        name: String,
-        /// The shape it should have.
-        expected: Vec<usize>,
-        /// The shape it has.
-        found: Vec<usize>,
-    },
+    Shape { name: String, expected: Vec<usize>, found: Vec<usize> },
     /// Another element type.
     #[error("tensor {name} has elements of type {found}, expected is {expected}")]
-    Type {
-        /// Its name.
-        name: String,
-        /// The type it should have.
-        expected: String,
-        /// The type it has.
-        found: String,
-    },
+    Type { name: String, expected: String, found: String },
     /// The tensor library refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -58,9 +34,7 @@ pub enum FileError {
 /// A tensor as it stands in a file.
 #[derive(Debug)]
 pub struct TensorData<'a> {
-    /// Its shape.
     pub shape: Vec<usize>,
-    /// What it holds.
     pub values: Values<'a>,
 }
 

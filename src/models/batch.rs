@@ -5,10 +5,10 @@
 //! - **Pooled**: `[B, D]`, each record the mean of its rows.
 //! - **Packed**: the records sorted by length, longest first (equal lengths stay in order), and
 //!   stored row by row: first everybody's row 0, then row 1 of those that have one, and so on. Row
-//!   number `t` of the batch is a *slot*, a contiguous `[n_t, D]` with `n_0 = B ≥ n_1 ≥ …`. A model
-//!   that wants the zero-padded `[B, T·D]` multiplies slot by slot and skips what is zero anyway
-//!   (62 % of it at a mean of 24 rows out of 64); a recurrent one takes the slots as its steps;
-//!   shifted by one slot they are a convolution's neighbours.
+//!   number `t` of the batch is a *level*, a contiguous `[n_t, D]` with `n_0 = B ≥ n_1 ≥ …`. A model
+//!   that wants the zero-padded `[B, T·D]` multiplies level by level and skips what is zero anyway
+//!   (62 % of it at a mean of 24 rows out of 64); a recurrent one takes the levels as its steps;
+//!   shifted by one level they are a convolution's neighbours.
 //!
 //! Padding cannot leak into a result because it does not exist. Matrices longer than `rows_max` are
 //! cut.
@@ -28,14 +28,10 @@ pub enum BatchError {
     Empty,
     /// A matrix without rows has no mean and nothing to learn from.
     #[error("record {record} of the batch has no rows")]
-    NoRows {
-        /// Position in the batch.
-        record: usize,
-    },
+    NoRows { record: usize },
     /// Rows of another width than the model's.
     #[error("record {record} of the batch has rows of {found} values, the model reads rows of {expected}")]
     Dimension {
-        /// Position in the batch.
         record: usize,
         /// Values in a row of the model's input.
         expected: usize,
@@ -45,13 +41,10 @@ pub enum BatchError {
     /// The bytes are not `rows · dim` values.
     #[error("record {record} of the batch has {found} bytes, its {rows} rows of {dim} values do not fit them")]
     Size {
-        /// Position in the batch.
         record: usize,
-        /// Rows the view claims.
         rows: usize,
         /// Values in a row the view claims.
         dim: usize,
-        /// Bytes it has.
         found: usize,
     },
     /// The tensor library refused.
@@ -64,14 +57,13 @@ pub enum BatchError {
 pub enum Layout {
     /// The mean row of each record.
     Pooled,
-    /// Rows by slot, longest record first.
+    /// Rows by level, longest record first.
     Packed,
 }
 
 /// What a model reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InputSpec {
-    /// Pooled or packed.
     pub layout: Layout,
     /// Rows of a matrix that are read; the rest is cut.
     pub rows_max: usize,
@@ -82,11 +74,11 @@ pub struct InputSpec {
 /// One batch. It borrows the [`Batcher`]'s buffers, which the next batch overwrites.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    /// Packed: slot `t` as `[n_t, D]`. Pooled: one slot, `[B, D]`.
-    pub slots: Vec<Tensor>,
-    /// What the model is to make of each record, in the order of slot 0.
+    /// Packed: level `t` as `[n_t, D]`. Pooled: one level, `[B, D]`.
+    pub levels: Vec<Tensor>,
+    /// What the model is to make of each record, in the order of level 0.
     pub targets: &'a [Target],
-    /// For each place in slot 0 the record's position in what was given.
+    /// For each place in level 0 the record's position in what was given.
     pub order: &'a [usize],
     /// Rows read: the sum of the kept lengths.
     pub rows: usize,
@@ -133,14 +125,14 @@ impl Batcher {
         self.check(records)?;
         self.order.clear();
         self.order.extend(0..records.len());
-        let slots = match self.spec.layout {
+        let levels = match self.spec.layout {
             Layout::Pooled => self.pool(records)?,
             Layout::Packed => self.pack(records)?,
         };
         self.targets.clear();
         self.targets.extend(self.order.iter().map(|&i| records[i].1));
         Ok(Batch {
-            slots,
+            levels,
             targets: &self.targets,
             order: &self.order,
             rows: records.iter().map(|(matrix, _)| self.kept(matrix)).sum(),
@@ -187,7 +179,7 @@ impl Batcher {
         let (dim, rows_max) = (self.spec.dim, self.spec.rows_max);
         let kept = |i: usize| records[i].0.rows.min(rows_max);
         self.order.sort_by_key(|&i| std::cmp::Reverse(kept(i)));
-        // offsets[t] is where slot t starts; one more entry ends the last slot.
+        // offsets[t] is where level t starts; one more entry ends the last level.
         self.offsets.clear();
         self.offsets.push(0);
         let (mut active, mut end) = (records.len(), 0);
@@ -209,8 +201,8 @@ impl Batcher {
                 }
             }
         })?;
-        let slots = self.offsets.windows(2).map(|ends| self.buffer.narrow(0, ends[0], ends[1] - ends[0]));
-        Ok(slots.collect::<Result<_, _>>()?)
+        let levels = self.offsets.windows(2).map(|ends| self.buffer.narrow(0, ends[0], ends[1] - ends[0]));
+        Ok(levels.collect::<Result<_, _>>()?)
     }
 
     fn reserve(&mut self, rows: usize) -> Result<(), BatchError> {
@@ -289,8 +281,8 @@ mod tests {
 
     /// Everything in a batch, as plain values.
     fn contents(batch: &Batch<'_>) -> Contents {
-        let slots = batch.slots.iter().map(|slot| slot.to_vec2().unwrap()).collect();
-        (slots, batch.targets.to_vec(), batch.order.to_vec(), batch.rows)
+        let levels = batch.levels.iter().map(|level| level.to_vec2().unwrap()).collect();
+        (levels, batch.targets.to_vec(), batch.order.to_vec(), batch.rows)
     }
 
     #[test]
@@ -302,8 +294,8 @@ mod tests {
             ];
             let mut batcher = batcher(Layout::Pooled, 3, 2);
             let batch = batcher.build(&records(&samples)).unwrap();
-            let (slots, labels, order, rows) = contents(&batch);
-            assert_eq!(slots, [[[1.0, 3.5], [0.25, -0.5]]]);
+            let (levels, labels, order, rows) = contents(&batch);
+            assert_eq!(levels, [[[1.0, 3.5], [0.25, -0.5]]]);
             assert_eq!((labels, order, rows), (vec![Target::Class(4), Target::None], vec![0, 1], 4));
         }
     }
@@ -313,9 +305,9 @@ mod tests {
         let f32s = |values: &[f32], label| Sample::new(Dtype::F32, 1, values, Some(label));
         let samples = [f32s(&[1.0], 0), f32s(&[2.0, 3.0, 4.0], 1), f32s(&[5.0], 2), f32s(&[6.0, 7.0, 8.0, 9.0], 3)];
         let mut batcher = batcher(Layout::Packed, 3, 1);
-        let (slots, labels, order, rows) = contents(&batcher.build(&records(&samples)).unwrap());
+        let (levels, labels, order, rows) = contents(&batcher.build(&records(&samples)).unwrap());
         let expected = [vec![[2.0], [6.0], [1.0], [5.0]], vec![[3.0], [7.0]], vec![[4.0], [8.0]]];
-        assert_eq!(slots, expected);
+        assert_eq!(levels, expected);
         assert_eq!(order, [1, 3, 0, 2]);
         assert_eq!(labels, [1, 3, 0, 2].map(Target::Class));
         assert_eq!(rows, 8);

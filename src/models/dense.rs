@@ -1,8 +1,8 @@
 //! Fully connected layers with ReLU between them, their backward pass written out. \[pure\]
 //!
-//! Candle's graph would compute gradients that nobody reads (of the input), add each gradient to zeros first, and keep a
-//! full copy of every weight's gradient. Here each block of a gradient goes to the optimizer while it is in the cache. The
-//! tests hold it against finite differences, an `f64` reference and PyTorch's numbers.
+//! Candle's graph would compute gradients that nobody reads (of the input), add each gradient to zeros first, and keep
+//! a full copy of every weight's gradient. Here each block of a gradient goes to the optimizer while it is in the
+//! cache. The tests hold it against finite differences, an `f64` reference and PyTorch's numbers.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -26,11 +26,9 @@ struct Layer {
 /// What the last layer's outputs are compared with.
 #[derive(Clone, Copy, Debug)]
 pub enum Head {
-    /// The input itself, slot by slot.
+    /// The input itself, level by level.
     Rows,
-    /// One of the classes.
     Classes,
-    /// A number.
     Number,
 }
 
@@ -48,14 +46,14 @@ impl Head {
 
 /// The layers of one model.
 ///
-/// The first layer's weights are cut into one block of columns for each slot of the input, the last layer's into blocks of
-/// rows (a slot of the output each; all classes are one block).
+/// The first layer's weights are cut into one block of columns for each level of the input, the last layer's into
+/// blocks of rows (a level of the output each; all classes are one block).
 #[derive(Debug)]
 pub struct Dense {
     parameters: Parameters,
     layers: Vec<Layer>,
     head: Head,
-    /// Values in an output block. There are as many blocks as slots: a model of classes reads a single slot.
+    /// Values in an output block. There are as many blocks as levels: a model of classes reads a single level.
     width: usize,
     dropout: f32,
     dim: usize,
@@ -149,17 +147,17 @@ impl Dense {
         Ok(hidden)
     }
 
-    /// `x Wᵀ` of the first layer. Slot 0 has all records; a shorter slot adds to the first of them.
+    /// `x Wᵀ` of the first layer. Level 0 has all records; a shorter level adds to the first of them.
     fn first_sums(&self, weight: &Tensor, batch: &Batch<'_>) -> Result<Tensor, ModelError> {
-        let block = |slot: usize| weight.narrow(1, slot * self.dim, self.dim)?.t();
-        let sums = product(&batch.slots[0], &block(0)?)?;
-        for (slot, rows) in batch.slots.iter().enumerate().skip(1) {
-            accumulate(&sums, &product(rows, &block(slot)?)?)?;
+        let block = |level: usize| weight.narrow(1, level * self.dim, self.dim)?.t();
+        let sums = product(&batch.levels[0], &block(0)?)?;
+        for (level, rows) in batch.levels.iter().enumerate().skip(1) {
+            accumulate(&sums, &product(rows, &block(level)?)?)?;
         }
         Ok(sums)
     }
 
-    /// Outputs block by block: `[n_t, D]` for each slot, or `[B, classes]`.
+    /// Outputs block by block: `[n_t, D]` for each level, or `[B, classes]`.
     fn outputs(&self, batch: &Batch<'_>, hidden: &[Tensor]) -> Result<Vec<Tensor>, ModelError> {
         let last = self.layers[self.layers.len() - 1];
         let (weight, bias) = (self.parameters.value(last.weight), self.parameters.value(last.bias));
@@ -171,7 +169,7 @@ impl Dense {
             read(&bias, |bias| edit(&output, |output| add_bias(output, bias)))??;
             Ok(output)
         };
-        batch.slots.iter().enumerate().map(output).collect()
+        batch.levels.iter().enumerate().map(output).collect()
     }
 
     /// Gives away the last layer's gradients and returns that of its input.
@@ -211,9 +209,9 @@ impl Dense {
         let layer = self.layers[0];
         let weight = self.parameters.value(layer.weight);
         let nothing = Tensor::zeros((weight.dim(0)?, self.dim), DType::F32, &Device::Cpu)?;
-        for slot in 0..weight.dim(1)? / self.dim {
-            let values = weight.narrow(1, slot * self.dim, self.dim)?;
-            match batch.slots.get(slot) {
+        for level in 0..weight.dim(1)? / self.dim {
+            let values = weight.narrow(1, level * self.dim, self.dim)?;
+            match batch.levels.get(level) {
                 Some(rows) => {
                     let outputs = gradient.narrow(0, 0, rows.dim(0)?)?;
                     sink(layer.weight, &values, &product(&outputs.t()?, rows)?)?;

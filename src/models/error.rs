@@ -13,9 +13,7 @@ pub enum ModelError {
     Setting {
         /// Its name in the search file.
         setting: &'static str,
-        /// What it may be.
         expected: &'static str,
-        /// What it is.
         found: String,
     },
     /// More parameters than [`ELEMENTS_MAX`].
@@ -23,28 +21,13 @@ pub enum ModelError {
     Size,
     /// A record without a class for a model that learns classes.
     #[error("record {record} of the batch has no label")]
-    NoLabel {
-        /// Position in the batch.
-        record: usize,
-    },
+    NoLabel { record: usize },
     /// A class where a number belongs, or a number where a class belongs.
     #[error("record {record} of the batch is labelled with something else than {expected}")]
-    Target {
-        /// Position in the batch.
-        record: usize,
-        /// What the model learns.
-        expected: &'static str,
-    },
+    Target { record: usize, expected: &'static str },
     /// A class that the model does not have.
     #[error("record {record} of the batch has label {label}, the model has {classes} classes")]
-    Label {
-        /// Position in the batch.
-        record: usize,
-        /// Its class.
-        label: u32,
-        /// Number of classes.
-        classes: usize,
-    },
+    Label { record: usize, label: u32, classes: usize },
     /// The tensor library refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -59,7 +59,6 @@ impl Task {
 /// A hyper-parameter of a kind, as a key of search files.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// The key.
     pub name: &'static str,
     /// What it is when nobody says; its type, too.
     pub default: Preset,
@@ -232,11 +231,9 @@ impl Serialize for Kind {
 /// Which model, and how large.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
-    /// Its kind.
     pub kind: &'static Kind,
     /// What it learns: one of its kind's tasks.
     pub task: Task,
-    /// Its hyper-parameters.
     pub values: Values,
     /// Its input and output.
     pub shape: Shape,

@@ -43,7 +43,7 @@ impl Model for Linear {
     }
 
     fn forward<'m>(&'m self, batch: &'m Batch<'_>, _: Option<Generator>) -> Result<Pass<'m>, ModelError> {
-        let outputs = self.out.forward(&batch.slots[0])?;
+        let outputs = self.out.forward(&batch.levels[0])?;
         let mean = if self.task == Task::Regression {
             let numbers = Tensor::from_vec(loss::numbers(batch)?, outputs.dims(), &Device::Cpu)?;
             candle_nn::loss::mse(&outputs, &numbers)?

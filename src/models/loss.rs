@@ -35,7 +35,7 @@ pub fn reconstruction(outputs: &mut [Tensor], batch: &Batch<'_>, dim: usize) -> 
     let weight = (batch.rows * dim) as f64;
     let scale = (2.0 / weight) as f32;
     let mut sum = 0.0;
-    for (output, rows) in outputs.iter().zip(&batch.slots) {
+    for (output, rows) in outputs.iter().zip(&batch.levels) {
         sum += read(rows, |targets| {
             edit(output, |errors| {
                 errors.iter_mut().zip(targets).for_each(|(error, target)| *error -= target);

@@ -1,10 +1,10 @@
 //! Models: their kinds, parameters, losses and gradients. \[pure\]
 //!
-//! A [`Kind`](kind::Kind) is one file and one line of the [`registry`]: a name, what it learns, its hyper-parameters, its
-//! parameters (named variables, sorted by name) and the [`Model`](model::Model) that knows the formulas.
+//! A [`Kind`](kind::Kind) is one file and one line of the [`registry`]: a name, what it learns, its hyper-parameters,
+//! its parameters (named variables, sorted by name) and the [`Model`](model::Model) that knows the formulas.
 //!
-//! A layer is `y = x Wᵀ + b` with `W` `[out, in]`. Dropout is inverted: with probability p an activation becomes 0, else it
-//! is divided by 1 − p.
+//! A layer is `y = x Wᵀ + b` with `W` `[out, in]`. Dropout is inverted: with probability p an activation becomes 0,
+//! else it is divided by 1 − p.
 //!
 //! # What bits depend on
 //!
@@ -15,8 +15,8 @@
 //! product: whoever trains sets it to 1 beforehand, since several trials would otherwise fight for
 //! the processors.
 //!
-//! A model that records a graph leaves products to candle: its bits are equal between such machines as long as no product
-//! is deeper than 512.
+//! A model that records a graph leaves products to candle: its bits are equal between such machines as long as no
+//! product is deeper than 512.
 
 pub mod autoencoder;
 pub mod batch;

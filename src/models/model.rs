@@ -11,7 +11,6 @@ pub type Backward<'m> = Box<dyn FnOnce(&mut GradientSink<'_>) -> Result<(), Mode
 
 /// What a forward pass found; the backward pass goes the way back.
 pub struct Pass<'m> {
-    /// The batch's loss.
     pub loss: Loss,
     /// What the model says of each record, row by row in the order of [`Batch::order`]: logits of the classes, or one
     /// number; nothing of a reconstruction.

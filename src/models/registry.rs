@@ -1,7 +1,7 @@
 //! All kinds of models: a further one is a file and a line here. \[pure\]
 //!
-//! Search files, their errors, the reference of their keys, tables and pictures read this list; nothing else knows a kind
-//! by its name.
+//! Search files, their errors, the reference of their keys, tables and pictures read this list; nothing else knows a
+//! kind by its name.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};

@@ -34,12 +34,14 @@ const BESIDE: [&str; 4] = ["tokenizer.json", "config.json", "special_tokens_map.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Only a commit stays the same.
-    #[error("`--revision {0}` is not a commit: give its 40 hexadecimal digits, as the hub's page of the model shows them; a branch would not stay the same")]
+    #[error(
+        "`--revision {0}` is not a commit: give its 40 hexadecimal digits, as the hub's page of the model shows \
+        them; a branch would not stay the same"
+    )]
     Revision(String),
     /// Another one would be overwritten.
     #[error("{folder} is there already{of}; delete it to fetch the model again")]
     Exists {
-        /// The model's folder.
         folder: String,
         /// Where it came from, if that is known.
         of: String,
@@ -47,40 +49,22 @@ pub enum Error {
     /// The hub did not do as asked.
     #[error("{url}: {message}")]
     Hub {
-        /// What was asked for.
         url: String,
         /// What came instead, and the way out.
         message: String,
     },
     /// The commit lacks a file.
     #[error("{repository} has no `{file}` at commit {revision}; another commit may have it")]
-    NoFile {
-        /// The model's repository.
-        repository: String,
-        /// The file.
-        file: String,
-        /// The commit.
-        revision: String,
-    },
+    NoFile { repository: String, file: String, revision: String },
     /// What came is not what the hub says the file is.
     #[error("{url}: {message}; nothing was kept, try again or another mirror")]
-    Digest {
-        /// The file.
-        url: String,
-        /// What differs.
-        message: String,
-    },
+    Digest { url: String, message: String },
     /// The token would be read on the way.
     #[error("{ENDPOINT_ENV} is {0}, and {TOKEN_ENV} would be sent there unencrypted: use https, or unset {TOKEN_ENV}")]
     TokenInTheClear(String),
     /// A file could not be written.
     #[error("cannot write {path}: {source}")]
-    File {
-        /// Which.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
+    File { path: String, source: io::Error },
 }
 
 /// Where models come from.
@@ -118,9 +102,7 @@ struct LargeFile {
 /// What [`RECEIPT`] holds.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Receipt {
-    /// The repository.
     pub repository: String,
-    /// Its commit.
     pub revision: String,
     /// The sha256 of each file, hexadecimal.
     pub sha256: BTreeMap<String, String>,
@@ -171,7 +153,10 @@ impl Hub {
         request.call().map_err(|error| {
             let message = match error {
                 ureq::Error::StatusCode(code @ (401 | 403)) => {
-                    format!("the hub answers {code}: the model asks for a token in {TOKEN_ENV}, or the token may not read it")
+                    format!(
+                        "the hub answers {code}: the model asks for a token in {TOKEN_ENV}, or the token may not \
+                        read it"
+                    )
                 }
                 ureq::Error::StatusCode(404) => "the hub knows no such commit or file".to_owned(),
                 ureq::Error::StatusCode(code) => format!("the hub answers {code}"),

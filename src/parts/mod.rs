@@ -23,21 +23,18 @@ pub enum Error {
     /// It is not where it should be.
     #[error("{what} is missing: {path} does not exist; {fetch} fetches it, and {env} says where else it is")]
     Missing {
-        /// What it is.
         what: &'static str,
-        /// Where it should be.
         path: PathBuf,
-        /// How one gets it.
         fetch: String,
         /// The variable that names another place.
         env: &'static str,
     },
     /// No model has that name.
     #[error(
-        "`embed.model` names `{name}`, which is neither a model of the catalogue nor a folder in {folder}{nearest}; `sweepstream models` lists what there is"
+        "`embed.model` names `{name}`, which is neither a model of the catalogue nor a folder in {folder}{nearest}; \
+         `sweepstream models` lists what there is"
     )]
     UnknownModel {
-        /// As in the settings.
         name: String,
         /// Where a folder of that name would do.
         folder: PathBuf,
@@ -45,28 +42,23 @@ pub enum Error {
         nearest: String,
     },
     /// The model breaks promise 2, by what the catalogue knows of it.
-    #[error("the model `{name}` is dynamically quantised: its output depends on what shares the batch, so the same text would not always give the same bytes; use `{instead}`")]
-    Quantised {
-        /// As in the catalogue.
-        name: String,
-        /// The same in full precision.
-        instead: String,
-    },
+    #[error(
+        "the model `{name}` is dynamically quantised: its output depends on what shares the batch, so the same \
+        text would not always give the same bytes; use `{instead}`"
+    )]
+    Quantised { name: String, instead: String },
 }
 
 /// The parts folder.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Its path.
     pub folder: PathBuf,
-    /// How it was found.
     pub found_by: &'static str,
 }
 
 /// The files of an embedding model.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
-    /// The folder they are in.
     pub folder: PathBuf,
     /// The name that matrices carry.
     pub name: String,

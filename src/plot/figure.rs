@@ -28,21 +28,16 @@ impl Error {
 
 /// A picture: sections below each other.
 pub struct Figure {
-    /// Its first line.
     pub title: String,
-    /// Smaller, below.
     pub subtitle: String,
-    /// From above.
     pub sections: Vec<Section>,
 }
 
 /// A heading, what the highlights are, and panels in rows.
 pub struct Section {
-    /// Its first line.
     pub heading: String,
     /// Names of the highlights: the first is [`Style::Highlight`]`(0)`.
     pub legend: Vec<String>,
-    /// In reading order.
     pub panels: Vec<Panel>,
 }
 
@@ -52,11 +47,9 @@ pub struct Panel {
     pub title: String,
     /// What is along the horizontal axis, with its unit.
     pub x_title: String,
-    /// Horizontal scale.
     pub x: Scale,
     /// Where the horizontal axis has its ticks; empty: at round values.
     pub x_ticks: Vec<f64>,
-    /// Vertical scale.
     pub y: Scale,
     /// Later ones lie above.
     pub series: Vec<Series>,
@@ -64,9 +57,7 @@ pub struct Panel {
 
 /// Points and how they are shown.
 pub struct Series {
-    /// Which look.
     pub style: Style,
-    /// Which shape.
     pub shape: Shape,
     /// Horizontal and vertical values.
     pub points: Vec<(f64, f64)>,
@@ -90,7 +81,6 @@ pub enum Shape {
     Line,
     /// Joined by steps: a value holds until the next.
     Steps,
-    /// Points alone.
     Points,
     /// A short horizontal line at each point.
     Ticks,
@@ -166,7 +156,8 @@ impl Figure {
         let end = svg.find('>').ok_or_else(|| Error("no SVG came out".into()))?;
         let view = format!("0 0 {} {}", width * UNITS, height * UNITS);
         Ok(format!(
-            "<svg width=\"{width}\" height=\"{height}\" viewBox=\"{view}\" xmlns=\"http://www.w3.org/2000/svg\" role=\"img\">\n\
+            "<svg width=\"{width}\" height=\"{height}\" viewBox=\"{view}\" \
+             xmlns=\"http://www.w3.org/2000/svg\" role=\"img\">\n\
              <title>{}</title>\n<style>{style}</style>{}",
             escaped(&self.title),
             &svg[end + 1..]

@@ -5,7 +5,6 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, Value
 /// How values become places.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scale {
-    /// In proportion.
     Linear,
     /// By the logarithm; values that have none are left out.
     Log,

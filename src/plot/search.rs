@@ -82,7 +82,6 @@ struct Model<'r> {
     /// What they are compared by: the search's objective, if the model has it.
     objective: Objective,
     has_objective: bool,
-    /// Best first.
     trials: Vec<Trial<'r>>,
     /// Names of parameters that differ.
     varied: BTreeSet<String>,

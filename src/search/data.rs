@@ -29,25 +29,33 @@ impl Search {
         let (classifiers, regressors) = (learns(Task::Classification), learns(Task::Regression));
         if (classifiers || regressors) && survey.unlabelled == survey.records() {
             let what = if classifiers { "no classifier can be trained" } else { "no number can be learnt" };
-            return Err(Error::Data(format!("no record of topic `{topic}` has a `label` header, so {what}; label the texts, or train an autoencoder")));
+            return Err(Error::Data(format!(
+                "no record of topic `{topic}` has a `label` header, so {what}; label the \
+                texts, or train an autoencoder"
+            )));
         }
         if (classifiers || regressors) && survey.unlabelled > 0 && self.unlabelled == Unlabelled::Refuse {
             let Coordinates { partition, offset } = survey.first_unlabelled.unwrap_or_default();
             let who = if classifiers { "classifiers" } else { "models" };
             return Err(Error::Data(format!(
-                "{} of {} records of topic `{topic}` have no `label` header (the first at {topic}/{partition} offset {offset}); `unlabelled = \"skip\"` in the search file trains {who} without them",
-                survey.unlabelled, survey.records()
+                "{} of {} records of topic `{topic}` have no `label` header (the first at {topic}/{partition} offset \
+                 {offset}); `unlabelled = \"skip\"` in the search file trains {who} without them",
+                survey.unlabelled,
+                survey.records()
             )));
         }
         if let (true, Some(Coordinates { partition, offset })) = (classifiers, survey.first_beyond_classes) {
             return Err(Error::Data(format!(
-                "{topic}/{partition} offset {offset}: with its label there are {} different ones of more than {LABELS_BYTES_MAX} bytes together; a label names a class, not a record (`task = \"regress\"` learns numbers)",
+                "{topic}/{partition} offset {offset}: with its label there are {} different ones of more than \
+                 {LABELS_BYTES_MAX} bytes together; a label names a class, not a record (`task = \"regress\"` learns \
+                 numbers)",
                 survey.labels.len() + 1
             )));
         }
         if let (true, Some((Coordinates { partition, offset }, why))) = (regressors, &survey.first_no_number) {
             return Err(Error::Data(format!(
-                "{topic}/{partition} offset {offset}: {why}, and `task = \"regress\"` learns numbers; label the texts with numbers as `3.5` or `-2e3`"
+                "{topic}/{partition} offset {offset}: {why}, and `task = \"regress\"` learns numbers; label the texts \
+                 with numbers as `3.5` or `-2e3`"
             )));
         }
         if let (true, Some(warning)) = (classifiers, one_class(survey.labels.keys())) {
@@ -90,7 +98,8 @@ impl Search {
 pub fn one_class<'l>(mut labels: impl ExactSizeIterator<Item = &'l String>) -> Option<String> {
     let label = labels.next().filter(|_| labels.len() == 0)?;
     Some(format!(
-        "all labels are `{}`: with one class every classifier has an accuracy of 1.0, whatever it learns; give the texts the labels they should be told apart by",
+        "all labels are `{}`: with one class every classifier has an accuracy of 1.0, whatever it learns; give the \
+         texts the labels they should be told apart by",
         shortened(label)
     ))
 }

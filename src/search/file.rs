@@ -85,7 +85,8 @@ impl Search {
         if !begins || name.len() > 100 || !name.chars().all(allowed) {
             return Err(top.invalid(
                 "name",
-                "must be 1 to 100 letters, digits, `-`, `_` or `.`, the first of them a letter or digit: it becomes part of group names, and what begins with `-` is an option to every command",
+                "must be 1 to 100 letters, digits, `-`, `_` or `.`, the first of them a letter or digit: it becomes \
+                 part of group names, and what begins with `-` is an option to every command",
             ));
         }
         let seed: i64 = top.optional("seed")?.unwrap_or(0);
@@ -290,7 +291,10 @@ mod tests {
         assert!(error("name = \"x\"\nmodel = \"mlp\"\ndropout = 1.5").contains("dropout"));
         assert!(error("name = \"x\"\nmodel = \"mlp\"\n[[trial]]\nhiden = 3").contains("did you mean `hidden`"));
         assert!(error("name = \"x\"\nmodel = \"mlp\"\nseed = -1").contains("seed"));
-        assert!(error("name = \"x\"\nmodel = \"mlp\"\nlearning_rate = []").contains("`learning_rate` is an empty list"));
+        assert!(error("name = \"x\"\nmodel = \"mlp\"\nlearning_rate = []").contains(
+            "`learning_rate` is an empty \
+            list"
+        ));
         assert!(error("name = \"x\"\nmodel = \"autoencoder\"\nlayers = []").contains("`layers` is an empty list"));
         assert!(error("name = [").contains("not TOML"));
     }

@@ -11,9 +11,7 @@ use crate::text::one_of;
 /// Which values are the better ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// Low ones.
     Minimize,
-    /// High ones.
     Maximize,
 }
 

@@ -11,11 +11,9 @@ use crate::models::kind::{Kind, ModelSpec, Shape, Task, Value, Values};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerName {
-    /// AdamW.
     AdamW,
     /// SGD, with momentum if set.
     Sgd,
-    /// RMSprop.
     RmsProp,
 }
 
@@ -28,9 +26,7 @@ pub struct HyperParameters {
     pub epochs: u64,
     /// Records of a step.
     pub batch_size: u32,
-    /// Update rule.
     pub optimizer: OptimizerName,
-    /// Step size.
     pub learning_rate: f64,
     /// Pull towards zero; the rule's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,9 +54,7 @@ pub struct HyperParameters {
 /// One trial as the search file describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Configuration {
-    /// What it computes.
     pub model: &'static Kind,
-    /// With which hyper-parameters.
     pub parameters: HyperParameters,
     /// File with the weights to start from.
     pub initial_weights: Option<String>,

@@ -21,7 +21,6 @@ pub const TRAINING_FORMAT: u32 = 1;
 /// One trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrialRecord {
-    /// Search id.
     pub search: String,
     /// Trial id: the search id and the number.
     pub trial: String,
@@ -29,15 +28,11 @@ pub struct TrialRecord {
     pub number: u32,
     /// Trials of the search, all together.
     pub trials: u32,
-    /// What it computes.
     pub model: &'static Kind,
-    /// With which hyper-parameters.
     pub parameters: HyperParameters,
     /// What the search tries to find.
     pub objective: Objective,
-    /// The search's seed.
     pub seed: u64,
-    /// The features topic.
     pub topic: String,
     /// Partition → first offset and one past the last.
     pub range: BTreeMap<i32, (i64, i64)>,
@@ -155,8 +150,8 @@ impl TrialRecord {
     pub fn state_bytes(&self) -> u64 {
         let parameters = self.model_spec().parameters().unwrap_or_default();
         let elements: usize = parameters.iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum();
-        let slots = self.optimizer_spec().rule.slots().len();
-        (elements * (1 + slots) * size_of::<f32>()) as u64
+        let moments = self.optimizer_spec().rule.moments().len();
+        (elements * (1 + moments) * size_of::<f32>()) as u64
     }
 
     /// Its model in training, at its beginning.

@@ -16,14 +16,12 @@ pub type Measurements = BTreeMap<(u64, u64), Measurement>;
 
 /// The trials of a search, by number, each with what it measured.
 pub struct Results {
-    /// At least one.
     pub trials: Vec<(TrialRecord, Measurements)>,
 }
 
 /// A search's trials, best first.
 #[derive(Debug, Serialize)]
 pub struct Leaderboard {
-    /// Search id.
     pub search: String,
     /// What it goes by.
     pub objective: String,
@@ -40,21 +38,16 @@ pub struct Leaderboard {
 pub struct Entry {
     /// From 1.
     pub rank: usize,
-    /// Trial id.
     pub trial: String,
     /// Number in the search.
     pub number: u32,
-    /// Model's name.
     pub model: &'static str,
     /// How it ended, or `open`.
     pub state: &'static str,
     /// Why it ended so.
     pub reason: Option<String>,
-    /// Epochs done.
     pub epochs: u64,
-    /// What distinguishes it.
     pub parameters: BTreeMap<&'static str, String>,
-    /// Its best measurement.
     pub best: Option<Measurement>,
     /// Of its final weights.
     pub weights_sha256: Option<String>,
@@ -100,9 +93,7 @@ impl Leaderboard {
 /// A search in a list.
 #[derive(Debug, Serialize)]
 pub struct Listed {
-    /// Search id.
     pub search: String,
-    /// Its trials.
     pub trials: usize,
     /// Of those, with an outcome.
     pub ended: usize,

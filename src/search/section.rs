@@ -13,24 +13,10 @@ pub enum Error {
     Toml(String),
     /// A key that means nothing here.
     #[error("unknown key `{key}` in {place}{hint}")]
-    UnknownKey {
-        /// The key.
-        key: String,
-        /// Where it stands.
-        place: String,
-        /// What was probably meant.
-        hint: String,
-    },
+    UnknownKey { key: String, place: String, hint: String },
     /// A value that cannot be.
     #[error("{place}: `{key}` {message}")]
-    Invalid {
-        /// The key.
-        key: String,
-        /// Where it stands.
-        place: String,
-        /// What is wrong.
-        message: String,
-    },
+    Invalid { key: String, place: String, message: String },
     /// The features do not fit the search.
     #[error("{0}")]
     Data(String),
@@ -40,7 +26,6 @@ pub enum Error {
 pub struct Section<'t> {
     /// As errors call it.
     pub place: String,
-    /// Its keys.
     pub table: &'t toml::Table,
 }
 

@@ -1,7 +1,7 @@
 //! What the values of a table span. Knows nothing of models. \[pure\]
 
-/// Every combination of the values that are lists, one after another; for keys whose value is a list itself, of lists of
-/// lists.
+/// Every combination of the values that are lists, one after another; for keys whose value is a list itself, of lists
+/// of lists.
 pub fn grid(table: &toml::Table, is_list: impl Fn(&str) -> bool) -> impl Iterator<Item = toml::Table> + '_ {
     let axes: Vec<(&String, &[toml::Value])> = table
         .iter()

@@ -28,7 +28,8 @@ fn after_its_offsets_have_expired_embed_goes_on_after_its_output_and_a_trial_aft
     embed(settings, &texts);
     let features = read(settings, &settings.topics.features);
     let search = lab.start(
-        "name = \"x\"\nseed = 5\nvalidation = 5\nwindow = 8\nbatch_size = 8\nmodel = \"mlp\"\nhidden = 4\nepochs = 200\ncheckpoint_every = 3",
+        "name = \"x\"\nseed = 5\nvalidation = 5\nwindow = 8\nbatch_size = 8\nmodel = \"mlp\"\nhidden = 4\nepochs = \
+         200\ncheckpoint_every = 3",
     );
     let id = &search.trials[0].trial;
     run(settings, &[&TRAIN], |topology| topology.status.trials().get(id).is_some_and(|trial| trial.step >= 20));

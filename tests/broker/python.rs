@@ -112,7 +112,8 @@ fn prepared() -> (Lab, String, Transactions) {
     let (search, deleted) = (lab.start(SEARCH), lab.start(SEARCH));
     lab.train(&[&search, &deleted]);
     assert_eq!(lab.command(&["search", "delete", &deleted.id]).code, 0);
-    // After the frozen range: what was aborted, a held-out record that no trial has seen, and what is not committed yet.
+    // After the frozen range: what was aborted, a held-out record that no trial has seen, and what is not committed
+    // yet.
     let In { value, headers, .. } = read(&lab.settings, &topics.features).remove(0);
     let later = Out { partition: Some(0), key: Some(HELD_OUT.into()), value, headers };
     let writer = Transactions::new(&lab.settings);

@@ -5,8 +5,10 @@ use serde_json::json;
 use crate::lab::{assert_expected, dealt, points, Lab};
 use crate::support::{read, Out};
 
-const SEARCH: &str = "name = \"numbers\"\nobjective = \"validation_r2\"\ntask = \"regress\"\nepochs = 40\nbatch_size = 8\n\
-                      learning_rate = 0.02\nvalidation = 5\n[[trial]]\nmodel = \"linear\"\n[[trial]]\nmodel = \"mlp\"\nhidden = 6\n";
+const SEARCH: &str =
+    "name = \"numbers\"\nobjective = \"validation_r2\"\ntask = \"regress\"\nepochs = 40\nbatch_size = 8\n\
+                      learning_rate = 0.02\nvalidation = 5\n[[trial]]\nmodel = \"linear\"\n[[trial]]\nmodel = \
+                          \"mlp\"\nhidden = 6\n";
 
 /// Points whose label is a number that depends on their place, and is another one for each.
 fn numbered(count: usize) -> Vec<Out> {

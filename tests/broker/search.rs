@@ -89,7 +89,8 @@ fn unlabelled(mut records: Vec<Out>, chosen: impl Fn(usize) -> bool) -> Vec<Out>
 fn only_the_id_is_printed_and_trials_are_numbered_in_the_order_of_the_file() {
     let lab = Lab::with_points("grid", 1, 20);
     let started = lab.start_by_command(
-        "name = \"g\"\nmodel = \"mlp\"\nlearning_rate = [1e-2, 1e-3]\n[[trial]]\nhidden = [4, 8]\n[[trial]]\nmodel = \"autoencoder\"\nlayers = [[4], [3, 2]]",
+        "name = \"g\"\nmodel = \"mlp\"\nlearning_rate = [1e-2, 1e-3]\n[[trial]]\nhidden = [4, 8]\n[[trial]]\nmodel = \
+         \"autoencoder\"\nlayers = [[4], [3, 2]]",
     );
     assert_eq!(started.code, 0, "{}", started.stderr);
     let id = started.stdout.strip_suffix('\n').unwrap();

@@ -153,7 +153,8 @@ fn with_folder(name: &str, files: &[(&str, &str)]) -> (Settings, tempfile::TempD
 fn a_folder_of_declarations_replaces_those_of_the_same_name() {
     let texts =
         "partitions = 2\nreplication_factor = 1\n[advised]\n\"retention.ms\" = { value = \"5000\", why = \"x\" }";
-    let letters = "partitions = 1\nreplication_factor = -1\n[required]\n\"max.message.bytes\" = { value = \"3000000\", why = \"x\", at_least = true }";
+    let letters = "partitions = 1\nreplication_factor = -1\n[required]\n\"max.message.bytes\" = \
+        { value = \"3000000\", why = \"x\", at_least = true }";
     let (settings, _folder) = with_folder("dir", &[("texts.toml", texts), ("dead-letters.toml", letters)]);
     create_topics(&settings);
     let operator = Operator::new(&settings);

@@ -45,8 +45,8 @@ fn refused_beside_a_living_one(name: &str, more: &[&str], evidence: &str) {
     produce(&first, &first.topics.texts, &sentences(40));
     Progress::of(&first).await_done(40);
     let log = stop(process);
-    // A broker that a busy machine keeps waiting, or that throws a member out which could not be heard, is no failure of
-    // the writer.
+    // A broker that a busy machine keeps waiting, or that throws a member out which could not be heard, is no failure
+    // of the writer.
     let excused = |line: &&str| line.contains("failed while kafka was away") || line.contains("UnknownMemberId");
     assert!(log.lines().filter(|line| !excused(line)).all(|line| !line.contains("failed")), "{log}");
     assert_one_verdict_each(&first);

@@ -242,8 +242,9 @@ fn answered_twice(request: Request, code: Code, wanted: Option<Class>) {
     assert_eq!(result.as_ref().err().map(Error::class), wanted, "{what}: {result:?}");
     match (wanted, &mut producer) {
         (None, Some(producer)) => mock.transact(producer).unwrap_or_else(|error| panic!("{what}: then {error}")),
-        // After a refused record the next one may have a number too high, which the client mends by another abort, and a
-        // topic that was forbidden is not written to before the client has asked again, which it does in its own time.
+        // After a refused record the next one may have a number too high, which the client mends by another abort, and
+        // a topic that was forbidden is not written to before the client has asked again, which it does in its own
+        // time.
         (Some(Class::Abort | Class::Stale), Some(producer)) => {
             let began = Instant::now();
             while let Err(error) = mock.transact(producer) {

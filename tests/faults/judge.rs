@@ -226,7 +226,8 @@ pub fn same_result(trial: &str, found: &Result, wanted: &Result, against: &str) 
         let more = found_at.difference(&wanted_at).take(3).collect::<Vec<_>>();
         let first = found.measurements.iter().zip(&wanted.measurements).find(|(found, wanted)| found != wanted);
         complaints.push(format!(
-            "trial {trial} has other measurements than {against}: missing {missing:?}, too many {more:?}, first that differs {first:?}"
+            "trial {trial} has other measurements than {against}: missing {missing:?}, too many {more:?}, first that \
+             differs {first:?}"
         ));
     }
     complaints

@@ -124,7 +124,8 @@ fn declare(folder: &Path) -> Result<std::path::PathBuf> {
     std::fs::create_dir_all(&declarations)?;
     for (topic, partitions, policy) in [("texts", PARTITIONS, "delete"), ("trials", TRIAL_PARTITIONS, "compact")] {
         let text = format!(
-            "partitions = {partitions}\nreplication_factor = -1\n[required]\n\"cleanup.policy\" = {{ value = \"{policy}\", why = \"as shipped\" }}\n"
+            "partitions = {partitions}\nreplication_factor = -1\n[required]\n\"cleanup.policy\" = \
+             {{ value = \"{policy}\", why = \"as shipped\" }}\n"
         );
         std::fs::write(declarations.join(format!("{topic}.toml")), text)?;
     }

@@ -42,7 +42,8 @@ const LAYERS: [(&str, &[&str]); 22] = [
     ("main", &["cli"]),
 ];
 
-/// Functions of their arguments alone: no runtime, no Kafka, no clock, no environment. Files, and rooms of nothing else.
+/// Functions of their arguments alone: no runtime, no Kafka, no clock, no environment. Files, and rooms of nothing
+/// else.
 const PURE: [&str; 18] = [
     "src/text.rs",
     "src/coordinates.rs",
@@ -223,4 +224,15 @@ fn outside_the_kafka_room_only_messages_are_the_client_librarys() {
             assert_eq!(module, "message", "{path} uses rdkafka::{used}");
         }
     }
+}
+
+#[test]
+fn no_line_of_code_is_wider_than_a_page() {
+    let mut wide = Vec::new();
+    for path in files("src") {
+        let text = read(&path);
+        let lines = (1..).zip(text.lines()).filter(|(_, line)| line.chars().count() > 120);
+        wide.extend(lines.map(|(number, _)| format!("{path}:{number}")));
+    }
+    assert_eq!(wide, Vec::<String>::new());
 }

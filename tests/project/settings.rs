@@ -338,11 +338,16 @@ fn what_a_key_of_a_search_should_be_is_said_in_the_users_words() {
         ("name = \"s\"\nmodel = 1", "is 1, not one of `autoencoder`, `linear`, `mlp`"),
         (
             "name = \"s\"\nmodel = \"mlp\"\nobjective = \"accuracy\"",
-            "not one of `validation_accuracy`, `validation_macro_f1`, `validation_mse`, `validation_mae`, `validation_r2`, `validation_loss`, `loss`",
+            "not one of `validation_accuracy`, `validation_macro_f1`, `validation_mse`, `validation_mae`, \
+             `validation_r2`, `validation_loss`, `loss`",
         ),
         ("name = \"s\"\nmodel = \"autoencoder\"\nlayers = [1, \"x\"]", "of which one is \"x\", not a whole number"),
         ("name = \"s\"\nmodel = \"mlp\"\nobjective = 1", "`objective` is 1, not one of `validation_accuracy`"),
-        ("name = \"s\"\nmodel = \"mlp\"\ntask = \"clasify\"", "not one of `classify`, `regress`, `reconstruct`; did you mean `classify`?"),
+        (
+            "name = \"s\"\nmodel = \"mlp\"\ntask = \"clasify\"",
+            "not one of `classify`, `regress`, `reconstruct`; did \
+            you mean `classify`?",
+        ),
         ("name = 3\nmodel = \"mlp\"", "`name` is 3, not text"),
         ("name = \"s\"\nmodel = \"mlp\"\nseed = \"x\"", "`seed` is \"x\", not a whole number"),
     ] {

@@ -46,7 +46,12 @@ impl Lab {
         std::fs::create_dir(&topics).unwrap();
         std::fs::write(topics.join("texts.toml"), format!("partitions = {partitions}\nreplication_factor = -1\n"))
             .unwrap();
-        std::fs::write(topics.join("trials.toml"), "partitions = 4\nreplication_factor = -1\n[required]\n\"cleanup.policy\" = { value = \"compact\", why = \"state\" }\n").unwrap();
+        std::fs::write(
+            topics.join("trials.toml"),
+            "partitions = 4\nreplication_factor = \
+            -1\n[required]\n\"cleanup.policy\" = { value = \"compact\", why = \"state\" }\n",
+        )
+        .unwrap();
         settings.topics.dir = Some(topics);
         settings.train.parallel = std::num::NonZeroUsize::new(2);
         create_topics(&settings);

@@ -341,8 +341,8 @@ pub fn assert_in_time(took: Duration, bound: Duration, log: &str) {
     assert_when_idle(took < bound, &format!("{took:?}, and may take {bound:?}"), log);
 }
 
-/// Fails when something does not hold that can be judged on a machine that has little else to do; on a busy one this says
-/// so instead, where it is seen of tests that pass, too.
+/// Fails when something does not hold that can be judged on a machine that has little else to do; on a busy one this
+/// says so instead, where it is seen of tests that pass, too.
 #[track_caller]
 pub fn assert_when_idle(holds: bool, what: &str, log: &str) {
     if holds {

@@ -13,54 +13,30 @@ pub enum Error {
     Part(#[from] parts::Error),
     /// A file is unreadable.
     #[error("cannot read {path}: {source}; `make parts` fetches the default model")]
-    File {
-        /// Which.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    File { path: String, source: std::io::Error },
     /// ONNX Runtime does not load.
     #[error("ONNX Runtime at {path} does not load: {message}")]
-    Runtime {
-        /// Which library.
-        path: String,
-        /// Why.
-        message: String,
-    },
+    Runtime { path: String, message: String },
     /// The model or tokenizer does not load.
     #[error(
         "the model in {folder} does not load: {message}; if it was damaged, delete the folder and run `make parts`"
     )]
-    Load {
-        /// Where it is.
-        folder: String,
-        /// Why.
-        message: String,
-    },
+    Load { folder: String, message: String },
     /// The graph gives no rows for words and tokens.
-    #[error("the model in {folder} gives no row for each token: {message}; `embed.rows = \"text\"` takes one for each text from such a model")]
-    Graph {
-        /// Where it is.
-        folder: String,
-        /// What it lacks.
-        message: String,
-    },
+    #[error(
+        "the model in {folder} gives no row for each token: {message}; `embed.rows = \"text\"` takes one for each \
+        text from such a model"
+    )]
+    Graph { folder: String, message: String },
     /// The model breaks promise 2.
-    #[error("the model in {folder} is dynamically quantised: its output depends on what shares the batch, so the same text would not always give the same bytes; use the fp32 model")]
-    Quantised {
-        /// Where it is.
-        folder: String,
-    },
+    #[error(
+        "the model in {folder} is dynamically quantised: its output depends on what shares the batch, so the same \
+        text would not always give the same bytes; use the fp32 model"
+    )]
+    Quantised { folder: String },
     /// `max_length` is beyond the model.
     #[error("setting `embed.max_length` is {wanted}, but the model in {folder} has {max} positions")]
-    TooLong {
-        /// The setting.
-        wanted: usize,
-        /// The model's limit.
-        max: usize,
-        /// Where it is.
-        folder: String,
-    },
+    TooLong { wanted: usize, max: usize, folder: String },
     /// An inference call failed.
     #[error("inference failed: {0}")]
     Inference(String),
@@ -74,7 +50,6 @@ pub(super) fn unfit(folder: &Path, message: impl std::fmt::Display) -> Error {
 /// One text of an inference call.
 #[derive(Clone, Copy, Debug)]
 pub struct Item<'a> {
-    /// As it came.
     pub text: &'a str,
     /// Its tokens, special ones included.
     pub ids: &'a [u32],

@@ -113,7 +113,8 @@ fn tokenizer_and_name(folder: &Folder<'_>, name: &str, settings: &Embed) -> Resu
     Ok((tokenizer, name))
 }
 
-/// The environment of this process. ONNX Runtime allows one, so whoever opens sessions beside the stage's needs it, too.
+/// The environment of this process. ONNX Runtime allows one, so whoever opens sessions beside the stage's needs it,
+/// too.
 ///
 /// # Errors
 /// When the library does not load.

@@ -8,7 +8,6 @@ use tokenizers::{AddedToken, Encoding, Tokenizer, TruncationParams};
 /// Which tokens make a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowKind {
-    /// A word's pieces.
     Word,
     /// Each piece of a word alone.
     Token,

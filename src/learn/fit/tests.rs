@@ -229,9 +229,9 @@ fn names(bytes: &[u8]) -> Vec<String> {
 fn files_hold_the_agreed_names() {
     let names_of = |rule| names(&fit(mlp(0.0), rule).state().unwrap());
     let parameters = ["l1.bias", "l1.weight", "l2.bias", "l2.weight"];
-    let expected = |slots: &[&str]| {
+    let expected = |moments: &[&str]| {
         let mut names = vec![UPDATES.to_owned()];
-        slots.iter().for_each(|slot| names.extend(parameters.map(|name| slot_tensor_name(slot, name))));
+        moments.iter().for_each(|moment| names.extend(parameters.map(|name| moment_tensor_name(moment, name))));
         names.extend(parameters.map(parameter_name));
         names
     };

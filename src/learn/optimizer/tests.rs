@@ -111,14 +111,14 @@ fn values_norm(tensor: &Tensor) -> f64 {
 fn state_below_the_normal_numbers_becomes_zero() {
     for rule in [Rule::ADAMW, Rule::Sgd { momentum: 0.9 }, Rule::RMSPROP] {
         let mut optimizer = Optimizer::new(OptimizerSpec::new(rule, 1e-3), &[1]).unwrap();
-        let slots = rule.slots().len();
-        (0..slots).for_each(|slot| optimizer.state_mut(slot, 0).fill(f32::MIN_POSITIVE));
+        let moments = rule.moments().len();
+        (0..moments).for_each(|moment| optimizer.state_mut(moment, 0).fill(f32::MIN_POSITIVE));
         let parameter = tensor(&[1.0], &[1]);
         let mut update = optimizer.begin();
         // SGD adds the weight decay to the gradient; its default is none.
         update.apply(0, &parameter, &tensor(&[0.0], &[1])).unwrap();
         assert_eq!(update.finish(), 0.0);
-        assert!((0..slots).all(|slot| optimizer.state(slot, 0) == [0.0]), "{rule:?}");
+        assert!((0..moments).all(|moment| optimizer.state(moment, 0) == [0.0]), "{rule:?}");
     }
 }
 

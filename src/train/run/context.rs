@@ -12,11 +12,8 @@ use crate::stage;
 /// What the stage works with, beside what every stage does.
 pub struct Context {
     stage: stage::Context,
-    /// Where topics end.
     pub watermarks: Watermarks,
-    /// What trials read.
     pub streams: Arc<Streams>,
-    /// Which trials compute.
     pub turns: Turns,
 }
 

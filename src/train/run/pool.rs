@@ -123,7 +123,10 @@ fn refuse_others(context: &Context) -> Result<(), Error> {
         if serves {
             let (trials, membership) = (&trials.name, other.membership);
             return Err(kafka::Error::Topics(format!(
-                "another application serves topic `{trials}`, too: its group `{group}` {membership}, and this is application `{}`. Each trial would be run by both, and their checkpoints would mix. To share the trials, set the same `application_id`; to train apart, set other `topics.trials` and `topics.output`; a group that has ended for good can be deleted (`kafka-consumer-groups.sh --delete --group {group}`)",
+                "another application serves topic `{trials}`, too: its group `{group}` {membership}, and this is \
+                 application `{}`. Each trial would be run by both, and their checkpoints would mix. To share the \
+                 trials, set the same `application_id`; to train apart, set other `topics.trials` and `topics.output`; \
+                 a group that has ended for good can be deleted (`kafka-consumer-groups.sh --delete --group {group}`)",
                 settings.application_id
             ))
             .into());
@@ -377,12 +380,14 @@ impl Pool<'_> {
                     let objective = &self.schedule.trials.get(id)?.record.objective;
                     Some((objective.name.clone(), objective.value(best)?))
                 });
-                tracing::info!(trial = %id, state = outcome.state.name(), reason = outcome.reason, epochs = outcome.epochs, best = ?best, "trial ended");
+                let (state, reason, epochs) = (outcome.state.name(), &outcome.reason, outcome.epochs);
+                tracing::info!(trial = %id, state, reason, epochs, ?best, "trial ended");
             }
             End::Yielded => {}
             End::Interrupted(reason) => {
                 let (times, pause) = self.schedule.interrupted(id, now).unwrap_or_default();
-                tracing::warn!(trial = %id, reason, times, ?pause, "trial interrupted; it goes on from its last checkpoint if it is still ours");
+                tracing::warn!(trial = %id, reason, times, ?pause, "trial interrupted; it goes on from its last \
+                    checkpoint if it is still ours");
             }
         }
         if self.schedule.trials.contains_key(id) {

@@ -26,7 +26,6 @@ pub struct Running<W> {
     pub partition: i32,
     /// Run of the trial.
     pub attempt: u32,
-    /// Its thread.
     pub worker: W,
 }
 
@@ -116,8 +115,8 @@ impl<W> Schedule<W> {
         has_place(self.running.len(), state_bytes).then(|| (id.clone(), assignment))
     }
 
-    /// A thread has ended; returns it. An interrupted trial pauses the longer the more often that was in vain: the group
-    /// needs its time to tell whether the trial is somebody else's by now.
+    /// A thread has ended; returns it. An interrupted trial pauses the longer the more often that was in vain: the
+    /// group needs its time to tell whether the trial is somebody else's by now.
     pub fn ended(&mut self, id: &str, end: &End, now: Instant, session: Duration) -> Option<Running<W>> {
         match end {
             End::Outcome(outcome) => {

@@ -32,7 +32,6 @@ pub enum Error {
 pub struct TakenOver<'c> {
     /// What it trains, where it was left.
     pub learner: Box<dyn Learner>,
-    /// Where that is.
     pub progress: Progress,
     /// Number of its next checkpoint.
     pub checkpoint: u64,
@@ -49,7 +48,8 @@ pub fn check_format(record: &TrialRecord) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Refused(format!(
-        "the trial was made for training format {}, this is {TRAINING_FORMAT}: the same inputs would give other weights; start the search again, or use the version that started it",
+        "the trial was made for training format {}, this is {TRAINING_FORMAT}: the same inputs would give other \
+         weights; start the search again, or use the version that started it",
         record.training_format
     )))
 }
@@ -95,12 +95,11 @@ pub fn take_over<'c>(context: &'c Context, record: &TrialRecord, output: &TrialO
 /// What a trial's group says beside its checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Story {
-    /// The same.
     Same,
     /// Nothing, or something about an attempt before.
     None,
-    /// One publication more or less: a broker that was restarted ended the last one by halves. Measurements lie with the
-    /// checkpoint, so that it alone says what was published.
+    /// One publication more or less: a broker that was restarted ended the last one by halves. Measurements lie with
+    /// the checkpoint, so that it alone says what was published.
     OneApart,
     /// Something else: somebody has reset the group, or has removed output.
     Other,
@@ -151,7 +150,8 @@ fn check_group(
     match story(record.attempt, &offsets, pointer.as_ref(), newest, newest_number) {
         Story::Same | Story::None => return Ok(()),
         Story::OneApart => {
-            tracing::warn!(trial = %record.trial, ?pointer, "a broker that was restarted ended a publication by halves; the checkpoint counts");
+            tracing::warn!(trial = %record.trial, ?pointer, "a broker that was restarted ended a publication by \
+                halves; the checkpoint counts");
             return Ok(());
         }
         Story::Other => {}
@@ -161,8 +161,10 @@ fn check_group(
         |(number, offsets)| format!("checkpoint {number} stands at offsets {offsets:?}"),
     );
     Err(Error::Refused(format!(
-        "group `{group}` stands at offsets {offsets:?} ({}), but {says}: somebody reset the group or removed output; delete the group to go on from the checkpoint, or `sweepstream trials restart {}` to begin anew",
-        pointer.map_or_else(|| "without a pointer of ours".into(), |pointer| format!("checkpoint {}", pointer.checkpoint)),
+        "group `{group}` stands at offsets {offsets:?} ({}), but {says}: somebody reset the group or removed output; \
+         delete the group to go on from the checkpoint, or `sweepstream trials restart {}` to begin anew",
+        pointer
+            .map_or_else(|| "without a pointer of ours".into(), |pointer| format!("checkpoint {}", pointer.checkpoint)),
         record.trial
     )))
 }

@@ -144,7 +144,8 @@ impl<'c> Training<'c> {
             if !sound {
                 let epoch = self.progress.epoch + 1;
                 let reason = format!(
-                    "weights are not finite numbers after epoch {epoch}, or their validation loss; a lower learning_rate may help"
+                    "weights are not finite numbers after epoch {epoch}, or their validation loss; a lower \
+                     learning_rate may help"
                 );
                 return self.diverged(publisher, reason);
             }

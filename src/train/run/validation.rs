@@ -10,7 +10,6 @@ pub(super) enum Validation {
     Incomplete,
     /// Filling, from the beginning of a pass.
     Filling(Window),
-    /// All of them.
     Complete(Window),
     /// They do not fit: they are read again each time.
     TooLarge,

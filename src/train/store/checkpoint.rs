@@ -23,38 +23,22 @@ pub enum Error {
     Manifest(String),
     /// Chunks are missing or are others than the manifest says.
     #[error("checkpoint {number} in slot {slot} is damaged: {what}")]
-    Damaged {
-        /// Its number.
-        number: u64,
-        /// Its slot.
-        slot: &'static str,
-        /// What is wrong.
-        what: String,
-    },
+    Damaged { number: u64, slot: &'static str, what: String },
     /// It belongs to a trial that would compute something else.
-    #[error("checkpoint {number} does not fit the trial: `{field}` was {was} and is {is}; `sweepstream trials restart` starts the trial anew")]
-    Unfit {
-        /// Its number.
-        number: u64,
-        /// What differs.
-        field: String,
-        /// In the checkpoint.
-        was: String,
-        /// In the trial.
-        is: String,
-    },
+    #[error(
+        "checkpoint {number} does not fit the trial: `{field}` was {was} and is {is}; `sweepstream trials restart` \
+        starts the trial anew"
+    )]
+    Unfit { number: u64, field: String, was: String, is: String },
 }
 
 /// Sums over the steps since the epoch began.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpochSums {
-    /// Training records.
     pub records: u64,
-    /// Steps.
     pub steps: u64,
     /// Loss times records, each taken before its batch's update.
     pub loss: f64,
-    /// Norms of the gradient.
     pub gradient_norm: f64,
 }
 
@@ -100,13 +84,11 @@ impl Progress {
 /// Seals a checkpoint. With the record of the trial it says all that is needed to go on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Trial id.
     pub trial: String,
     /// Which run of the trial.
     pub attempt: u32,
     /// Counts checkpoints of the trial, over all attempts; its slot follows.
     pub checkpoint: u64,
-    /// Its chunks.
     pub chunks: u32,
     /// Their bytes, together.
     pub bytes: u64,

@@ -13,8 +13,8 @@ use crate::kafka::Result;
 use crate::output::Key;
 use crate::search::record::TrialRecord;
 
-/// Asks a trial to end at its next step. One that has ended meanwhile has ended: whoever takes it up finds its outcome in
-/// `output`, and writes its record again.
+/// Asks a trial to end at its next step. One that has ended meanwhile has ended: whoever takes it up finds its outcome
+/// in `output`, and writes its record again.
 ///
 /// # Errors
 /// When Kafka fails.
@@ -37,7 +37,6 @@ pub fn restart(settings: &Settings, stored: &Stored) -> Result<u32> {
 /// What was deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Deleted {
-    /// Trials.
     pub trials: usize,
     /// Records of their output.
     pub records: usize,

@@ -14,9 +14,7 @@ pub enum Error {
     /// There is nothing of that id.
     #[error("there is no {what} `{id}`; {hint}")]
     Unknown {
-        /// `search` or `trial`.
         what: &'static str,
-        /// As asked for.
         id: String,
         /// The nearest id, or where to look.
         hint: String,

@@ -50,16 +50,13 @@ pub struct Pointer {
     pub attempt: u32,
     /// Number of the checkpoint that the offsets belong to.
     pub checkpoint: u64,
-    /// Epochs completed.
     pub epoch: u64,
-    /// Optimizer updates.
     pub step: u64,
 }
 
 /// What becomes visible at once.
 #[derive(Default)]
 pub struct Publication {
-    /// Measurements, an outcome.
     pub records: Vec<Written<'static>>,
     /// A checkpoint, and with it the group's offsets.
     pub checkpoint: Option<Checkpoint>,
@@ -160,7 +157,6 @@ pub struct Publisher {
     settings: Settings,
     record: TrialRecord,
     range: Range,
-    /// The trial's own.
     group: String,
     /// What Kafka knows the group by: it has no members, so this never changes.
     member: GroupMetadata,
@@ -316,8 +312,8 @@ impl Publisher {
     }
 }
 
-/// Ends what may be left open of a trial in everything that is written under its id: its partition, the offsets of its own
-/// group (whose member stands beside the partition), and those of whoever owns it.
+/// Ends what may be left open of a trial in everything that is written under its id: its partition, the offsets of its
+/// own group (whose member stands beside the partition), and those of whoever owns it.
 pub(super) fn scrub(
     settings: &Settings,
     producer: &mut TransactionalProducer,

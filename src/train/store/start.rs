@@ -31,31 +31,15 @@ pub enum Error {
     Kafka(#[from] kafka::Error),
     /// The file with a trial's first weights is unreadable.
     #[error("initial_weights {file} of trial number {number}: {source}")]
-    WeightsFile {
-        /// The file.
-        file: PathBuf,
-        /// The trial.
-        number: u32,
-        /// Why.
-        source: std::io::Error,
-    },
+    WeightsFile { file: PathBuf, number: u32, source: std::io::Error },
     /// The file with a trial's first weights holds others than its model has.
     #[error("initial_weights {file} of trial number {number}: {source}")]
-    Weights {
-        /// The file.
-        file: PathBuf,
-        /// The trial.
-        number: u32,
-        /// What does not fit.
-        source: FitError,
-    },
+    Weights { file: PathBuf, number: u32, source: FitError },
 }
 
 /// A search that was started.
 pub struct Started {
-    /// Its id.
     pub id: String,
-    /// Its trials.
     pub trials: Vec<TrialRecord>,
     /// What the range holds.
     pub survey: Survey,
@@ -96,7 +80,8 @@ pub fn start(settings: &Settings, text: &str, folder: &Path, progress: impl FnMu
         written.push((partition, Written::trial(record)));
     }
     trials::publish(settings, &written)?;
-    tracing::info!(search = %id, trials = trials.len(), records = range.records(), labels = survey.labels.len(), dim = survey.dim, "search started");
+    let (records, labels, dim) = (range.records(), survey.labels.len(), survey.dim);
+    tracing::info!(search = %id, trials = trials.len(), records, labels, dim, "search started");
     Ok(Started { id, trials, survey })
 }
 

@@ -31,7 +31,6 @@ pub fn partition_of(search: &str, number: u32, partitions: i32) -> i32 {
 /// A trial, and the partition its records are in.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// The record.
     pub record: TrialRecord,
     /// Of `trials` and of `output`.
     pub partition: i32,
@@ -75,11 +74,13 @@ pub fn apply(
             Some(id)
         }
         Ok(record) => {
-            tracing::warn!(partition, offset, key = %shortened(&id), trial = %shortened(&record.trial), "a record of `trials` has another trial's key; ignored");
+            tracing::warn!(partition, offset, key = %shortened(&id), trial = %shortened(&record.trial), "a record of \
+                `trials` has another trial's key; ignored");
             None
         }
         Err(error) => {
-            tracing::warn!(partition, offset, key = %shortened(&id), %error, "a record of `trials` is unreadable; ignored");
+            let key = shortened(&id);
+            tracing::warn!(partition, offset, %key, %error, "a record of `trials` is unreadable; ignored");
             None
         }
     }
@@ -90,7 +91,6 @@ pub fn apply(
 pub struct TrialOutput {
     /// By epoch and step.
     pub measurements: BTreeMap<(u64, u64), Measurement>,
-    /// How it ended.
     pub outcome: Option<Outcome>,
     manifests: BTreeMap<Slot, std::result::Result<Manifest, checkpoint::Error>>,
     chunks: BTreeMap<Slot, BTreeMap<u32, Vec<u8>>>,
@@ -99,9 +99,7 @@ pub struct TrialOutput {
 /// Which trials' output is read, and whether checkpoints are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
-    /// Measurements and outcomes.
     Measurements,
-    /// Checkpoints, too.
     Checkpoints,
 }
 
@@ -279,14 +277,12 @@ impl<'b> Written<'b> {
         Self::Trial(record.trial.clone(), Some(record.to_json()))
     }
 
-    /// A measurement.
     pub fn measurement(measurement: &Measurement) -> Self {
         let Measurement { trial, epoch, step, .. } = measurement;
         let key = Key::Measurement { trial, epoch: *epoch, step: *step };
         Self::Output(key.to_string(), Kind::Measurement, serde_json::to_vec(measurement).ok().map(Cow::Owned))
     }
 
-    /// An outcome.
     pub fn outcome(outcome: &Outcome) -> Self {
         let key = Key::Outcome { trial: &outcome.trial }.to_string();
         Self::Output(key, Kind::Outcome, serde_json::to_vec(outcome).ok().map(Cow::Owned))

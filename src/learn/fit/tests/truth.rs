@@ -250,9 +250,9 @@ fn mlp_is_pytorchs() {
     let (truth, batches) = (&truth()["models"]["mlp"], truth_batches());
     let mut untrained = Fit::new(spec.clone(), OptimizerSpec::new(Rule::ADAMW, 1e-2), 1, 1).unwrap();
     untrained.load_parameters(&weights_file(&truth_parameters(&names, &widths))).unwrap();
-    let batch = untrained.batcher.build(&records(&batches[0])).unwrap().slots;
+    let batch = untrained.batcher.build(&records(&batches[0])).unwrap().levels;
     let batch =
-        crate::models::batch::Batch { slots: batch, targets: &[Target::Class(0); 4], order: &[0, 1, 2, 3], rows: 17 };
+        crate::models::batch::Batch { levels: batch, targets: &[Target::Class(0); 4], order: &[0, 1, 2, 3], rows: 17 };
     let outputs = untrained.model.forward(&batch, None).unwrap().outputs;
     for (found, expected) in outputs.iter().zip(numbers(&truth["first_output"])) {
         near(f64::from(*found), expected, 1e-6, "first output");
