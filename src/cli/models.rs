@@ -35,8 +35,9 @@ Examples:
   sweepstream models fetch bge-small-en-v1.5 --revision COMMIT
   HF_ENDPOINT=https://mirror.example sweepstream models fetch bge-m3 --revision COMMIT
 
-The hub is https://huggingface.co, or what HF_ENDPOINT names; HF_TOKEN is sent along where it is set. Each file is held
-against the digest that the hub lists for it, and `fetched.json` beside them keeps all digests. Prints the folder.")]
+The hub is https://huggingface.co, or what HF_ENDPOINT names; HF_TOKEN is sent along if it is
+set. Each file is held against the digest that the hub lists for it, and `fetched.json` beside
+them keeps all digests. Prints the folder.")]
     Fetch(Fetch),
 }
 

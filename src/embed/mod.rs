@@ -59,6 +59,7 @@ struct Origin {
 
 /// A record that can be embedded.
 struct Text {
+    /// Empty unless the embedder wants it.
     text: String,
     label: Option<String>,
     id: Option<Vec<u8>>,

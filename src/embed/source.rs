@@ -40,6 +40,7 @@ pub(super) struct Source<'c, M> {
     member: M,
     recover: Recover<'c, M>,
     tokenizer: &'c TextTokenizer,
+    wants_text: bool,
     in_flight: InFlight,
     wake: Wake,
     failed: CancellationToken,
@@ -61,7 +62,7 @@ impl<'c, M: GroupMember> Source<'c, M> {
         context: &'c Context,
         member: M,
         recover: Recover<'c, M>,
-        tokenizer: &'c TextTokenizer,
+        (tokenizer, wants_text): (&'c TextTokenizer, bool),
         in_flight: InFlight,
         wake: Wake,
         failed: CancellationToken,
@@ -71,6 +72,7 @@ impl<'c, M: GroupMember> Source<'c, M> {
             member,
             recover,
             tokenizer,
+            wants_text,
             in_flight,
             wake,
             failed,
@@ -254,7 +256,8 @@ impl<'c, M: GroupMember> Source<'c, M> {
                 if tokenized.rows.is_empty() {
                     Err(Invalid::NoWords)
                 } else {
-                    Ok(Text { text: document.text, label: document.label, id: document.id, tokenized })
+                    let text = if self.wants_text { document.text } else { String::new() };
+                    Ok(Text { text, label: document.label, id: document.id, tokenized })
                 }
             }
         };

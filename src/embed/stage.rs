@@ -55,6 +55,7 @@ impl Stage for Embedding {
 
 fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
     let Model { sessions, tokenizer, embedder, .. } = model;
+    let wants_text = sessions.iter().any(|session| session.wants_text());
     for reason in Invalid::REASONS {
         // Every series exists from the start, so that a first dead letter is an increase.
         context.metrics.embed.dead_letters.with_label_values(&[reason]).inc_by(0);
@@ -101,7 +102,7 @@ fn run(context: &Context, model: &mut Model) -> Result<(), Error> {
         };
         let recover =
             |member: &Member, partitions: &[i32], begins| recover::positions(context, member, partitions, begins);
-        let source = Source::new(context, member, &recover, tokenizer, in_flight, wake, failed);
+        let source = Source::new(context, member, &recover, (tokenizer, wants_text), in_flight, wake, failed);
         let sourced = source.run(&jobs, &chunks);
         // The group has been left: what is still in flight can not be committed any more, so nobody infers it.
         left.cancel();

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use ureq::config::RedirectAuthHeaders;
 use ureq::tls::{RootCerts, TlsConfig};
 
 use super::catalogue::Entry;
@@ -102,6 +103,8 @@ struct LargeFile {
 /// What [`RECEIPT`] holds.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Receipt {
+    /// In the catalogue.
+    pub name: String,
     pub repository: String,
     pub revision: String,
     /// The sha256 of each file, hexadecimal.
@@ -128,14 +131,19 @@ impl Hub {
     }
 
     fn new(endpoint: &str, token: Option<&str>) -> Result<Self, Error> {
-        let is_open = endpoint.strip_prefix("http://").is_some_and(|host| !is_loopback(host));
-        if token.is_some() && is_open {
+        let is_local = is_loopback(endpoint);
+        let is_encrypted = endpoint.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
+        if token.is_some() && !is_encrypted && !is_local {
             return Err(Error::TokenInTheClear(endpoint.to_owned()));
         }
         // The system's certificates: a mirror in a closed network has one of its own.
         let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+        let proxy = if is_local { None } else { ureq::Proxy::try_from_env() };
         let agent = ureq::Agent::config_builder()
             .tls_config(tls)
+            .proxy(proxy)
+            // Hubs send from one of their addresses to another; the token stays with the host that it was given for.
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(PATIENCE))
             .timeout_recv_response(Some(PATIENCE))
             .timeout_per_read(Some(PATIENCE))
@@ -180,11 +188,12 @@ impl Hub {
     }
 }
 
-fn is_loopback(authority: &str) -> bool {
-    let host = authority.split('/').next().unwrap_or_default();
-    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+/// Whether all that is said to the endpoint stays on this machine.
+fn is_loopback(endpoint: &str) -> bool {
+    let Ok(uri) = endpoint.parse::<ureq::http::Uri>() else { return false };
+    let Some(authority) = uri.authority().filter(|authority| !authority.as_str().contains('@')) else { return false };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Gets the files of a model at a commit into the parts folder, and returns the folder they are in. `progress` hears of
@@ -216,10 +225,17 @@ pub fn fetch(
         move |source| Error::File { path, source }
     };
     std::fs::create_dir_all(&models).map_err(unwritten(&models))?;
-    // Beside, so that the last step is a rename. Gone again when anything fails.
-    let beside = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&models).map_err(unwritten(&models))?;
-    let mut receipt =
-        Receipt { repository: entry.repository.clone(), revision: revision.to_owned(), sha256: BTreeMap::new() };
+    // Beside, so that the last step is a rename. Gone again when anything fails; what was killed is cleared away here.
+    let prefix = format!(".fetch-{}-", entry.name);
+    clear_away(&models, &prefix).map_err(unwritten(&models))?;
+    let own = format!("{prefix}{}-", std::process::id());
+    let beside = tempfile::Builder::new().prefix(&own).tempdir_in(&models).map_err(unwritten(&models))?;
+    let mut receipt = Receipt {
+        name: entry.name.clone(),
+        repository: entry.repository.clone(),
+        revision: revision.to_owned(),
+        sha256: BTreeMap::new(),
+    };
     for (file, name) in wanted(entry) {
         let listed = commit.siblings.iter().find(|listed| listed.rfilename == file).ok_or_else(|| Error::NoFile {
             repository: entry.repository.clone(),
@@ -235,9 +251,23 @@ pub fn fetch(
     let path = beside.path().join(RECEIPT);
     let text = serde_json::to_vec_pretty(&receipt).unwrap_or_default();
     write_synced(&path, &text).map_err(unwritten(&path))?;
+    File::open(beside.path()).and_then(|beside| beside.sync_all()).map_err(unwritten(&folder))?;
     std::fs::rename(beside.path(), &folder).map_err(unwritten(&folder))?;
     File::open(&models).and_then(|models| models.sync_all()).map_err(unwritten(&models))?;
     Ok(folder)
+}
+
+/// Removes what processes that are gone have left of a fetch.
+fn clear_away(models: &Path, prefix: &str) -> io::Result<()> {
+    for left in std::fs::read_dir(models)? {
+        let left = left?;
+        let name = left.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next()).map(str::to_owned);
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            std::fs::remove_dir_all(left.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Each file in the repository, and what it is called here.
@@ -342,8 +372,12 @@ mod tests {
 
     #[test]
     fn tokens_travel_encrypted_or_not_at_all() {
-        assert!(matches!(Hub::new("http://mirror:80/hub", Some("secret")), Err(Error::TokenInTheClear(_))));
-        for endpoint in ["http://127.0.0.1:80", "http://[::1]:80/hub", "http://localhost", "https://mirror"] {
+        for open in ["http://mirror:80/hub", "HTTP://mirror", "http://localhost:80@mirror", "http://127.0.0.1.mirror"] {
+            assert!(matches!(Hub::new(open, Some("secret")), Err(Error::TokenInTheClear(_))), "{open}");
+        }
+        for endpoint in
+            ["http://127.0.0.1:80", "http://[::1]:80/hub", "http://localhost", "https://mirror", "HTTPS://mirror"]
+        {
             assert!(Hub::new(endpoint, Some("secret")).is_ok(), "{endpoint}");
         }
         assert!(Hub::new("http://mirror", None).is_ok());

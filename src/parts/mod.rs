@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{Embed, Settings};
 use crate::text::nearest;
 use catalogue::Entry;
+use fetch::Receipt;
 
 /// Names the parts folder.
 pub const PARTS_ENV: &str = "SWEEPSTREAM_PARTS";
@@ -64,6 +65,28 @@ pub struct ModelFiles {
     pub name: String,
     /// What the catalogue knows of the model.
     pub entry: Option<&'static Entry>,
+    /// It was found in the parts folder by its name.
+    pub is_named: bool,
+}
+
+impl ModelFiles {
+    /// How one gets the model.
+    fn fetch(&self) -> String {
+        match self.entry.filter(|_| self.is_named) {
+            Some(entry) if entry.name != Embed::default().model => {
+                format!("`sweepstream models fetch {} --revision COMMIT`", entry.name)
+            }
+            _ => MAKE_PARTS.to_owned(),
+        }
+    }
+
+    /// What to do about files that are damaged.
+    pub fn remedy(&self) -> String {
+        match self.is_named && self.entry.is_some() {
+            true => format!("if it was damaged, delete the folder and get it anew: {}", self.fetch()),
+            false => "the folder is your own: export the model into it again".to_owned(),
+        }
+    }
 }
 
 impl Parts {
@@ -109,35 +132,33 @@ impl Parts {
             Some(folder) => {
                 let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
                 let name = name.unwrap_or_else(|| settings.embed.model.clone());
-                ModelFiles { entry: catalogue::find(&name), folder: folder.clone(), name }
+                // A folder's name says nothing of what somebody has put into it.
+                let entry = Receipt::of(folder).and_then(|receipt| catalogue::find(&receipt.name));
+                ModelFiles { folder: folder.clone(), name, entry, is_named: false }
             }
             None => self.named_model(&settings.embed.model)?,
         };
-        let fetch = match files.entry {
-            Some(entry) if entry.name != Embed::default().model => {
-                format!("`sweepstream models fetch {} --revision COMMIT`", entry.name)
-            }
-            _ => MAKE_PARTS.to_owned(),
-        };
         let graph = files.folder.join("model.onnx");
+        let fetch = files.fetch();
         let _ = existing_or("the embedding model", graph, "SWEEPSTREAM_EMBED__MODEL_DIR", fetch)?;
         Ok(files)
     }
 
     fn named_model(&self, name: &str) -> Result<ModelFiles, Error> {
         let models = self.folder.join(MODELS);
-        let Some(entry) = catalogue::find(name) else {
-            let folder = models.join(name);
-            if folder.is_dir() {
-                return Ok(ModelFiles { folder, name: name.to_owned(), entry: None });
-            }
+        let entry = catalogue::find(name);
+        entry.map_or(Ok(()), refuse_quantised)?;
+        let (own, is_named) = (models.join(name), true);
+        if own.is_dir() {
+            return Ok(ModelFiles { folder: own, name: name.to_owned(), entry, is_named });
+        }
+        let Some(entry) = entry else {
             let names: Vec<&str> = catalogue::entries().iter().map(|entry| entry.name.as_str()).collect();
             let nearest = nearest(&name.to_lowercase(), &names).map(|near| format!(" (did you mean `{near}`?)"));
             let nearest = nearest.unwrap_or_default();
             return Err(Error::UnknownModel { name: name.to_owned(), folder: models, nearest });
         };
-        refuse_quantised(entry)?;
-        Ok(ModelFiles { folder: models.join(&entry.name), name: entry.name.clone(), entry: Some(entry) })
+        Ok(ModelFiles { folder: models.join(&entry.name), name: entry.name.clone(), entry: Some(entry), is_named })
     }
 
     /// The parts folder, if Kafka's jars are in it.

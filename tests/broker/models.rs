@@ -1,8 +1,9 @@
 //! Which model embeds: names, the hub, and the two engines.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -14,7 +15,7 @@ use sweepstream::embed::embedders::model::{environment, Model};
 use sweepstream::features::codec;
 use sweepstream::parts::Parts;
 
-use crate::onnx::{pooling_graph, table, Table};
+use crate::onnx::{graph, table, Gives, Table};
 use crate::start::assert_refused;
 use crate::support::{
     assert_one_verdict_each, command, embed, finish, parts, read, sentences, settings, sweepstream, Finished,
@@ -59,33 +60,43 @@ fn the_list_says_which_models_are_here_and_which_are_refused() {
 const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
 const REPOSITORY: &str = "Qdrant/clip-ViT-B-32-text";
 
-/// What a hub answers: by path, and only to who brings the token, where there is one.
+/// What a hub answers: by path, and only to who brings the token, where there is one. What begins with [`MOVED`] is
+/// elsewhere, as large files of real hubs are.
 struct Hub {
     address: String,
+    /// Somebody has brought a token.
+    saw_token: Arc<AtomicBool>,
     _runtime: tokio::runtime::Runtime,
 }
+
+const MOVED: &str = "moved to ";
 
 impl Hub {
     fn serve(files: BTreeMap<String, Vec<u8>>, token: Option<&'static str>) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let files = Arc::new(files);
+        let (files, saw_token) = (Arc::new(files), Arc::new(AtomicBool::new(false)));
+        let saw = Arc::clone(&saw_token);
         let answer = move |uri: Uri, headers: HeaderMap| {
             let brought = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+            let _ = saw.fetch_or(brought.is_some(), Ordering::SeqCst);
             let is_known = token.is_none_or(|token| brought.as_deref() == Some(&*format!("Bearer {token}")));
             let found = files.get(&uri.to_string()).cloned();
             async move {
-                match found {
-                    _ if !is_known => (StatusCode::UNAUTHORIZED, Vec::new()),
-                    Some(bytes) => (StatusCode::OK, bytes),
-                    None => (StatusCode::NOT_FOUND, Vec::new()),
+                let nowhere = |status: StatusCode| (status, [("location", String::new())], Vec::new());
+                let Some(bytes) = found.filter(|_| is_known) else {
+                    return nowhere(if is_known { StatusCode::NOT_FOUND } else { StatusCode::UNAUTHORIZED });
+                };
+                match std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_prefix(MOVED)) {
+                    Some(place) => (StatusCode::FOUND, [("location", place.to_owned())], Vec::new()),
+                    None => (StatusCode::OK, [("location", String::new())], bytes),
                 }
             }
         };
         let service = axum::Router::new().fallback(answer);
         let _serving = runtime.spawn(async move { axum::serve(listener, service).await });
-        Self { address, _runtime: runtime }
+        Self { address, saw_token, _runtime: runtime }
     }
 }
 
@@ -96,7 +107,7 @@ fn model_files() -> BTreeMap<&'static str, Vec<u8>> {
         ["tokenizer.json", "config.json", "special_tokens_map.json", "tokenizer_config.json"]
             .map(|name| (name, of_minilm(name)))
             .into();
-    let _ = files.insert("model.onnx", pooling_graph(IDS, 512, "text_embeds", &Table::Inside));
+    let _ = files.insert("model.onnx", graph(IDS, 512, &Gives::Sums("text_embeds"), &Table::Inside));
     files
 }
 
@@ -133,7 +144,16 @@ fn is_empty(folder: &Path) -> bool {
 #[test]
 fn a_fetched_model_embeds_by_its_name() {
     let folder = tempfile::tempdir().unwrap();
-    let hub = Hub::serve(hosted(&model_files()), Some("a-token"));
+    let mut files = hosted(&model_files());
+    let large = files.iter_mut().find(|(path, _)| path.ends_with("/model.onnx")).unwrap().1;
+    let elsewhere = Hub::serve([("/large".to_owned(), large.clone())].into(), None);
+    // Another name is another host, though both are this machine.
+    *large = format!("{MOVED}{}/large", elsewhere.address.replace("127.0.0.1", "localhost")).into_bytes();
+    // A small one is elsewhere on the same hub, which asks for the token there, too.
+    let small = files.iter_mut().find(|(path, _)| path.ends_with("/config.json")).unwrap().1;
+    let config = std::mem::replace(small, format!("{MOVED}/cache/config.json").into_bytes());
+    let _ = files.insert("/cache/config.json".into(), config);
+    let hub = Hub::serve(files, Some("a-token"));
     assert_refused(&fetch(folder.path(), &hub.address, |_| {}), 78, &["401", "HF_TOKEN"]);
     assert!(is_empty(folder.path()));
     let with_token = |fetch: &mut Command| {
@@ -141,6 +161,7 @@ fn a_fetched_model_embeds_by_its_name() {
     };
     let fetched = fetch(folder.path(), &hub.address, with_token);
     assert_eq!(fetched.code, 0, "{}", fetched.stderr);
+    assert!(hub.saw_token.load(Ordering::SeqCst) && !elsewhere.saw_token.load(Ordering::SeqCst));
     assert_eq!(Path::new(fetched.stdout.trim()), folder.path().join("models/clip-vit-b-32-text"));
     assert_refused(&fetch(folder.path(), &hub.address, with_token), 78, &["there already", REVISION, "delete it"]);
 
@@ -289,15 +310,48 @@ fn the_direct_engine_gives_the_rows_that_fastembed_gives() {
     }
 }
 
-#[test]
-fn a_graph_that_pools_by_itself_embeds_texts_end_to_end() {
+/// A folder of one's own with such a graph and MiniLM's tokenizer.
+fn own_model(graph: &[u8]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("own");
+    // A name of the catalogue says nothing of what is in a folder of one's own.
+    let model = folder.path().join("bge-small-en-v1.5");
     std::fs::create_dir(&model).unwrap();
     for (name, bytes) in model_files() {
         std::fs::write(model.join(name), bytes).unwrap();
     }
-    std::fs::write(model.join("model.onnx"), pooling_graph(IDS, 8, "sentence", &Table::Beside("table.bin"))).unwrap();
+    std::fs::write(model.join("model.onnx"), graph).unwrap();
+    (folder, model)
+}
+
+fn load(model: &Path, rows: Rows) -> Result<Model, sweepstream::embed::embedders::embedder::Error> {
+    let mut settings = f32_settings(rows);
+    settings.embed.model_dir = Some(model.to_owned());
+    Model::load(&parts(), &settings)
+}
+
+#[test]
+fn a_graph_that_takes_padding_into_its_rows_is_refused() {
+    let (_folder, model) = own_model(&graph(IDS, 8, &Gives::Unmasked, &Table::Inside));
+    for rows in [Rows::Word, Rows::Token, Rows::Text] {
+        let refused = load(&model, rows).err().unwrap().to_string();
+        assert!(refused.contains("attention mask"), "{refused}");
+    }
+}
+
+#[test]
+fn what_a_graph_projects_for_a_text_is_its_row() {
+    let (_folder, model) = own_model(&graph(IDS, 8, &Gives::SumsAndTokens("text_embeds"), &Table::Inside));
+    assert!(!load(&model, Rows::Word).unwrap().sessions[0].wants_text());
+    let by_text = load(&model, Rows::Text).unwrap();
+    assert!(by_text.sessions[0].wants_text(), "the mean of its tokens is another row");
+    assert!(by_text.embedder.contains("pooling=mean"), "{}", by_text.embedder);
+}
+
+#[test]
+fn a_graph_that_pools_by_itself_embeds_texts_end_to_end() {
+    let (_folder, model) = own_model(&[]);
+    std::fs::write(model.join("model.onnx"), graph(IDS, 8, &Gives::Sums("sentence"), &Table::Beside("table.bin")))
+        .unwrap();
     std::fs::write(model.join("table.bin"), table(IDS, 8)).unwrap();
     let mut settings = settings("pooling");
     settings.embed.model_dir = Some(model.clone());
@@ -305,7 +359,7 @@ fn a_graph_that_pools_by_itself_embeds_texts_end_to_end() {
     assert_refused(
         &sweepstream(&settings, &["run", "--stage=embed", "-s", &set]),
         78,
-        &["own", "embed.rows = \"text\""],
+        &["gives no row for each token", "embed.rows = \"text\""],
     );
 
     settings.embed.rows = Rows::Text;

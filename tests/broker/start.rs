@@ -158,8 +158,16 @@ fn a_quantised_model_is_refused() {
 fn a_truncated_model_or_tokenizer_is_named() {
     let settings = settings("truncated");
     for file in ["model.onnx", "tokenizer.json"] {
-        let (_folder, model) = damaged(file, |bytes| bytes[..bytes.len() / 2].to_vec());
-        assert_refused(&run_with_model(&settings, &model), 78, &["damaged", "make parts"]);
+        let (folder, model) = damaged(file, |bytes| bytes[..bytes.len() / 2].to_vec());
+        assert_refused(&run_with_model(&settings, &model), 78, &["damaged", "export the model"]);
+        // The default model, in a parts folder of its own.
+        let link = |from: &Path, to: &str| std::os::unix::fs::symlink(from, folder.path().join(to)).unwrap();
+        std::fs::create_dir(folder.path().join("models")).unwrap();
+        link(&model, "models/all-minilm-l6-v2");
+        link(&parts().folder.join("onnxruntime").canonicalize().unwrap(), "onnxruntime");
+        let mut named = command(&settings, &["run", "--stage=embed"]);
+        let _ = named.env("SWEEPSTREAM_PARTS", folder.path());
+        assert_refused(&finish(named), 78, &["all-minilm-l6-v2", "damaged", "make parts"]);
     }
 }
 

@@ -76,27 +76,52 @@ pub fn table(ids: usize, dim: usize) -> Vec<u8> {
     (0..ids * dim).flat_map(|i| ((i % 97) as f32 / 97.0 - 0.4).to_le_bytes()).collect()
 }
 
-/// A graph that looks up each token's row of [`table`] and adds those of a text up into `output`, `[batch, dim]`.
-pub fn pooling_graph(ids: usize, dim: usize, output: &str, place: &Table) -> Vec<u8> {
+/// What a graph gives for the rows of [`table`] that it looks up for the tokens.
+pub enum Gives<'o> {
+    /// Their sum over the tokens of a text, `[batch, dim]`.
+    Sums(&'o str),
+    /// That, and the rows themselves as `last_hidden_state`.
+    SumsAndTokens(&'o str),
+    /// Each row and the sum over all, padding included, `[batch, tokens, dim]`: as a model without a mask does.
+    Unmasked,
+}
+
+/// A graph that looks up each token's row of [`table`].
+pub fn graph(ids: usize, dim: usize, gives: &Gives<'_>, place: &Table) -> Vec<u8> {
     let rows = tensor("table", FLOAT, &[ids as u64, dim as u64]);
     let rows = match place {
         Table::Inside => rows.bytes(9, &table(ids, dim)),
         Table::Beside(file) => rows.message(13, Message::default().text(1, "location").text(2, file)).number(14, 1),
     };
     let axis = |name: &str, axis: i64| tensor(name, INT64, &[1]).bytes(9, &axis.to_le_bytes());
-    let graph = Message::default()
-        .message(1, node("Gather", &["table", "input_ids"], "tokens", None))
-        .message(1, node("Cast", &["attention_mask"], "mask", Some(("to", FLOAT))))
-        .message(1, node("Unsqueeze", &["mask", "two"], "wide_mask", None))
-        .message(1, node("Mul", &["tokens", "wide_mask"], "masked", None))
-        .message(1, node("ReduceSum", &["masked", "one"], output, Some(("keepdims", 0))))
-        .text(2, "pooling")
+    let dim = dim.to_string();
+    let per_token = value("last_hidden_state", FLOAT, &["batch", "tokens", &dim]);
+    let sums = |graph: Message, output: &str| {
+        graph
+            .message(1, node("Cast", &["attention_mask"], "mask", Some(("to", FLOAT))))
+            .message(1, node("Unsqueeze", &["mask", "two"], "wide_mask", None))
+            .message(1, node("Mul", &["tokens", "wide_mask"], "masked", None))
+            .message(1, node("ReduceSum", &["masked", "one"], output, Some(("keepdims", 0))))
+            .message(12, value(output, FLOAT, &["batch", &dim]))
+    };
+    let graph = Message::default().message(1, node("Gather", &["table", "input_ids"], "tokens", None));
+    let graph = match gives {
+        Gives::Sums(output) => sums(graph, output),
+        Gives::SumsAndTokens(output) => sums(graph, output)
+            .message(1, node("Identity", &["tokens"], "last_hidden_state", None))
+            .message(12, per_token),
+        Gives::Unmasked => graph
+            .message(1, node("ReduceSum", &["tokens", "one"], "all", Some(("keepdims", 1))))
+            .message(1, node("Add", &["tokens", "all"], "last_hidden_state", None))
+            .message(12, per_token),
+    };
+    let graph = graph
+        .text(2, "graph")
         .message(5, rows)
         .message(5, axis("one", 1))
         .message(5, axis("two", 2))
         .message(11, value("input_ids", INT64, &["batch", "tokens"]))
-        .message(11, value("attention_mask", INT64, &["batch", "tokens"]))
-        .message(12, value(output, FLOAT, &["batch", &dim.to_string()]));
+        .message(11, value("attention_mask", INT64, &["batch", "tokens"]));
     let opset = Message::default().text(1, "").number(2, 13);
     Message::default().number(1, 8).message(7, graph).message(8, opset).0
 }

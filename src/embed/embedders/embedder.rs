@@ -1,7 +1,6 @@
 //! The seam between the stage and what embeds its texts.
 
 use std::ops::Range;
-use std::path::Path;
 
 use crate::parts;
 
@@ -12,16 +11,14 @@ pub enum Error {
     #[error(transparent)]
     Part(#[from] parts::Error),
     /// A file is unreadable.
-    #[error("cannot read {path}: {source}; `make parts` fetches the default model")]
-    File { path: String, source: std::io::Error },
+    #[error("cannot read {path}: {source}; {remedy}")]
+    File { path: String, source: std::io::Error, remedy: String },
     /// ONNX Runtime does not load.
     #[error("ONNX Runtime at {path} does not load: {message}")]
     Runtime { path: String, message: String },
     /// The model or tokenizer does not load.
-    #[error(
-        "the model in {folder} does not load: {message}; if it was damaged, delete the folder and run `make parts`"
-    )]
-    Load { folder: String, message: String },
+    #[error("the model in {folder} does not load: {message}; {remedy}")]
+    Load { folder: String, message: String, remedy: String },
     /// The graph gives no rows for words and tokens.
     #[error(
         "the model in {folder} gives no row for each token: {message}; `embed.rows = \"text\"` takes one for each \
@@ -34,6 +31,12 @@ pub enum Error {
         text would not always give the same bytes; use the fp32 model"
     )]
     Quantised { folder: String },
+    /// The model breaks promise 2, as trying it shows.
+    #[error(
+        "the model in {folder} gives a text other rows when a longer one shares its batch: it does not take heed of \
+        its attention mask, or has none; export it with one"
+    )]
+    Unmasked { folder: String },
     /// `max_length` is beyond the model.
     #[error("setting `embed.max_length` is {wanted}, but the model in {folder} has {max} positions")]
     TooLong { wanted: usize, max: usize, folder: String },
@@ -42,14 +45,10 @@ pub enum Error {
     Inference(String),
 }
 
-/// The model does not load.
-pub(super) fn unfit(folder: &Path, message: impl std::fmt::Display) -> Error {
-    Error::Load { folder: folder.display().to_string(), message: message.to_string() }
-}
-
 /// One text of an inference call.
 #[derive(Clone, Copy, Debug)]
 pub struct Item<'a> {
+    /// Empty unless the embedder wants it.
     pub text: &'a str,
     /// Its tokens, special ones included.
     pub ids: &'a [u32],
@@ -64,4 +63,9 @@ pub trait Embedder: Send {
     /// # Errors
     /// When inference fails.
     fn embed(&mut self, batch: &[Item<'_>]) -> Result<Vec<Vec<u8>>, Error>;
+
+    /// Does it tokenise by itself? Then items carry their text.
+    fn wants_text(&self) -> bool {
+        false
+    }
 }

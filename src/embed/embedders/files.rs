@@ -15,6 +15,16 @@ use crate::parts::ModelFiles;
 const POSITIONS_DEFAULT: usize = 512;
 /// Operators that no model may have, or promise 2 would be broken: `DynamicQuantizeLinear`, `…MatMul`, `…LSTM`.
 const QUANTISING: &[u8] = b"DynamicQuantize";
+/// Files that hold no weights, whatever a graph names.
+const KNOWN_FILES: [&str; 7] = [
+    "model.onnx",
+    "tokenizer.json",
+    "config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    crate::parts::fetch::RECEIPT,
+];
 /// Kinds of model whose positions count from behind the padding's id.
 const OFFSET_KINDS: [&str; 4] = ["roberta", "xlm-roberta", "mpnet", "camembert"];
 
@@ -42,7 +52,17 @@ impl<'f> Folder<'f> {
 
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.files.folder.join(name);
-        std::fs::read(&path).map_err(|source| Error::File { path: path.display().to_string(), source })
+        std::fs::read(&path).map_err(|source| self.unreadable(&path, source))
+    }
+
+    /// The model does not load.
+    pub fn unfit(&self, message: impl std::fmt::Display) -> Error {
+        let (folder, message) = (self.files.folder.display().to_string(), message.to_string());
+        Error::Load { folder, message, remedy: self.files.remedy() }
+    }
+
+    fn unreadable(&self, path: &Path, source: std::io::Error) -> Error {
+        Error::File { path: path.display().to_string(), source, remedy: self.files.remedy() }
     }
 
     /// Tokens that a text may have.
@@ -56,16 +76,26 @@ impl<'f> Folder<'f> {
         self.config.get("pad_token_id").and_then(Value::as_i64).unwrap_or(0)
     }
 
-    /// By the catalogue, else by what the model's authors say in `1_Pooling/config.json`, else the mean.
-    pub fn pooling(&self) -> Pooling {
-        if let Some(entry) = self.files.entry {
-            return entry.pooling.clone();
-        }
-        let bytes = std::fs::read(self.files.folder.join("1_Pooling").join("config.json")).unwrap_or_default();
+    /// By what the model's authors say in `1_Pooling/config.json`, else by the catalogue, else the mean.
+    ///
+    /// # Errors
+    /// When the authors name another kind.
+    pub fn pooling(&self) -> Result<Pooling, Error> {
+        let known = self.files.entry.map_or(Pooling::Mean, |entry| entry.pooling.clone());
+        let Ok(bytes) = std::fs::read(self.files.folder.join("1_Pooling").join("config.json")) else {
+            return Ok(known);
+        };
         let said: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        match said.get("pooling_mode_cls_token").and_then(Value::as_bool) {
-            Some(true) => Pooling::Cls,
-            _ => Pooling::Mean,
+        let modes = said.as_object().into_iter().flatten().filter(|(_, on)| **on == Value::Bool(true));
+        let modes: Vec<&str> = modes.filter_map(|(mode, _)| mode.strip_prefix("pooling_mode_")).collect();
+        match modes[..] {
+            [] => Ok(known),
+            ["cls_token"] => Ok(Pooling::Cls),
+            ["mean_tokens"] => Ok(Pooling::Mean),
+            _ => Err(self.unfit(format_args!(
+                "1_Pooling/config.json asks for {}, and rows of texts are means of tokens or first tokens",
+                modes.join(" and ")
+            ))),
         }
     }
 
@@ -76,14 +106,18 @@ impl<'f> Folder<'f> {
 
     /// Files in the folder that the graph names: they hold its weights, where they do not fit into one file.
     pub fn weight_files(&self) -> Result<Vec<String>, Error> {
-        let folder = &self.files.folder;
-        let failed = |source| Error::File { path: folder.display().to_string(), source };
         let mut beside = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            let is_known = name == "model.onnx" || name.ends_with(".json") || name.ends_with(".txt");
-            if !is_known && folder.join(&name).is_file() {
-                beside.push(name);
+        let mut folders = vec![PathBuf::new()];
+        while let Some(within) = folders.pop() {
+            let folder = self.files.folder.join(&within);
+            let failed = |source| self.unreadable(&folder, source);
+            for entry in std::fs::read_dir(&folder).map_err(failed)? {
+                let name = within.join(entry.map_err(failed)?.file_name());
+                if self.files.folder.join(&name).is_dir() {
+                    folders.push(name);
+                } else if let Some(name) = name.to_str().filter(|name| !KNOWN_FILES.contains(name)) {
+                    beside.push(name.to_owned());
+                }
             }
         }
         if beside.is_empty() {
@@ -91,7 +125,7 @@ impl<'f> Folder<'f> {
         }
         beside.sort();
         let names: Vec<&[u8]> = beside.iter().map(String::as_bytes).collect();
-        let found = scan(&self.graph(), &names, |_| {})?;
+        let found = self.scan(&self.graph(), &names, |_| {})?;
         Ok(beside.into_iter().zip(found).filter_map(|(name, found)| found.then_some(name)).collect())
     }
 
@@ -101,15 +135,19 @@ impl<'f> Folder<'f> {
     /// When a file cannot be read, or the graph quantises while it runs.
     pub fn digest(&self, tokenizer: &[u8]) -> Result<String, Error> {
         let mut digest = Sha256::new();
-        let found = scan(&self.graph(), &[QUANTISING], |block| digest.update(block))?;
+        let found = self.scan(&self.graph(), &[QUANTISING], |block| digest.update(block))?;
         if found == [true] {
             return Err(Error::Quantised { folder: self.files.folder.display().to_string() });
         }
         for name in self.weight_files()? {
-            let _ = scan(&self.files.folder.join(name), &[], |block| digest.update(block))?;
+            let _ = self.scan(&self.files.folder.join(name), &[], |block| digest.update(block))?;
         }
         let digest = digest.chain_update(tokenizer).finalize();
         Ok(digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn scan(&self, path: &Path, needles: &[&[u8]], block: impl FnMut(&[u8])) -> Result<Vec<bool>, Error> {
+        scan(path, needles, block).map_err(|source| self.unreadable(path, source))
     }
 }
 
@@ -118,25 +156,25 @@ fn positions(config: &Value, tokenizer: &Value) -> usize {
     let number = |config: &Value, name: &str| config.get(name).and_then(Value::as_f64).map(|number| number as usize);
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let offset = match OFFSET_KINDS.contains(&kind) {
-        true => number(config, "pad_token_id").unwrap_or(0) + 1,
+        true => number(config, "pad_token_id").unwrap_or(0).saturating_add(1),
         false => 0,
     };
-    let trained = number(config, "max_position_embeddings").map_or(POSITIONS_DEFAULT, |all| all.saturating_sub(offset));
+    let all = number(config, "max_position_embeddings").or_else(|| number(config, "n_positions"));
+    let trained = all.map_or(POSITIONS_DEFAULT, |all| all.saturating_sub(offset));
     number(tokenizer, "model_max_length").map_or(trained, |declared| declared.min(trained))
 }
 
 /// Reads a file block by block, and says which of the needles are in it.
-fn scan(path: &Path, needles: &[&[u8]], mut block: impl FnMut(&[u8])) -> Result<Vec<bool>, Error> {
+fn scan(path: &Path, needles: &[&[u8]], mut block: impl FnMut(&[u8])) -> std::io::Result<Vec<bool>> {
     const BLOCK: usize = 1024 * 1024;
-    let failed = |source| Error::File { path: path.display().to_string(), source };
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = File::open(path)?;
     // A needle may lie across two blocks, so the end of one is kept before the next.
     let keep = needles.iter().map(|needle| needle.len()).max().unwrap_or(0);
     let mut bytes = vec![0; keep + BLOCK];
     let mut found = vec![false; needles.len()];
     let mut kept = 0;
     loop {
-        let read = file.read(&mut bytes[kept..]).map_err(failed)?;
+        let read = file.read(&mut bytes[kept..])?;
         if read == 0 {
             return Ok(found);
         }
@@ -164,6 +202,7 @@ mod tests {
         // As BGE's tokenizer says it, which is no limit.
         assert_eq!(positions(&none, &json!({"model_max_length": 1e30})), 512);
         assert_eq!(positions(&json!({"max_position_embeddings": 8192}), &json!({"model_max_length": 8192})), 8192);
+        assert_eq!(positions(&json!({"n_positions": 2048}), &none), 2048);
         let offset = json!({"model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1});
         assert_eq!(positions(&offset, &none), 512);
     }
@@ -182,31 +221,41 @@ mod tests {
         }
     }
 
+    fn own(folder: &Path) -> ModelFiles {
+        ModelFiles { folder: folder.to_owned(), name: "own".into(), entry: None, is_named: false }
+    }
+
     #[test]
     fn pooling_is_what_the_authors_say() {
         let folder = tempfile::tempdir().unwrap();
-        let files = ModelFiles { folder: folder.path().to_owned(), name: "own".into(), entry: None };
-        assert_eq!(Folder::open(&files).pooling(), Pooling::Mean);
+        let entry = crate::parts::catalogue::find("bge-small-en-v1.5");
+        let files = ModelFiles { entry, ..own(folder.path()) };
+        assert_eq!(Folder::open(&own(folder.path())).pooling().unwrap(), Pooling::Mean);
+        assert_eq!(Folder::open(&files).pooling().unwrap(), Pooling::Cls);
         std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
-        std::fs::write(folder.path().join("1_Pooling/config.json"), r#"{"pooling_mode_cls_token": true}"#).unwrap();
-        assert_eq!(Folder::open(&files).pooling(), Pooling::Cls);
-        let entry = crate::parts::catalogue::find("all-minilm-l6-v2");
-        assert_eq!(Folder::open(&ModelFiles { entry, ..files }).pooling(), Pooling::Mean);
+        let say = |text: &str| std::fs::write(folder.path().join("1_Pooling/config.json"), text).unwrap();
+        say(r#"{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}"#);
+        assert_eq!(Folder::open(&files).pooling().unwrap(), Pooling::Mean);
+        say(r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#);
+        assert_eq!(Folder::open(&own(folder.path())).pooling().unwrap(), Pooling::Cls);
+        say(r#"{"pooling_mode_lasttoken": true}"#);
+        assert!(Folder::open(&files).pooling().unwrap_err().to_string().contains("lasttoken"));
     }
 
     #[test]
     fn weights_beside_the_graph_are_part_of_the_digest() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
-        let files = ModelFiles { folder: folder.path().to_owned(), name: "own".into(), entry: None };
+        let files = own(folder.path());
+        std::fs::create_dir(folder.path().join("data")).unwrap();
         let digest = || Folder::open(&files).digest(b"tokenizer").unwrap();
-        write("model.onnx", b"a graph whose weights lie in weights.bin");
+        write("model.onnx", b"a graph whose weights lie in data/weights.bin");
         let before = digest();
         write("notes.md", b"not named");
         assert_eq!(digest(), before);
-        write("weights.bin", b"1");
+        write("data/weights.bin", b"1");
         let with = digest();
-        write("weights.bin", b"2");
+        write("data/weights.bin", b"2");
         assert!(before != with && with != digest());
         write("model.onnx", b"a graph with DynamicQuantizeMatMul");
         assert!(matches!(Folder::open(&files).digest(b""), Err(Error::Quantised { .. })));

@@ -3,7 +3,7 @@
 use fastembed::{InitOptionsUserDefined, TextEmbedding, TokenizerFiles, UserDefinedEmbeddingModel};
 use ort::environment::Environment;
 
-use super::embedder::{unfit, Embedder, Error, Item};
+use super::embedder::{Embedder, Error, Item};
 use super::files::Folder;
 use crate::features::codec::{Dtype, Encoder};
 
@@ -32,7 +32,7 @@ impl Pooled {
             tokenizer_config_file: folder.read("tokenizer_config.json")?,
         };
         let mut model =
-            UserDefinedEmbeddingModel::new(folder.read("model.onnx")?, tokenizer_files).with_pooling(folder.pooling());
+            UserDefinedEmbeddingModel::new(folder.read("model.onnx")?, tokenizer_files).with_pooling(folder.pooling()?);
         for name in folder.weight_files()? {
             let bytes = folder.read(&name)?;
             model = model.with_external_initializer(name, bytes);
@@ -43,8 +43,7 @@ impl Pooled {
             .with_environment(environment.clone())
             .with_intra_threads(threads)
             .with_max_length(max_length);
-        let engine =
-            TextEmbedding::try_new_from_user_defined(model, options).map_err(|error| unfit(folder.path(), error))?;
+        let engine = TextEmbedding::try_new_from_user_defined(model, options).map_err(|error| folder.unfit(error))?;
         Ok(Self { engine, dtype })
     }
 }
@@ -63,5 +62,9 @@ impl Embedder for Pooled {
             Ok(encoder.finish())
         };
         batch.iter().map(matrix).collect()
+    }
+
+    fn wants_text(&self) -> bool {
+        true
     }
 }

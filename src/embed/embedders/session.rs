@@ -8,7 +8,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::SessionInputValue;
 use ort::value::{Outlet, TensorRef};
 
-use super::embedder::{unfit, Embedder, Error, Item};
+use super::embedder::{Embedder, Error, Item};
 use super::files::Folder;
 use crate::features::codec::{Dtype, Encoder};
 
@@ -16,6 +16,8 @@ use crate::features::codec::{Dtype, Encoder};
 const INPUTS: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
 /// Outputs that hold one vector per token, `[batch, tokens, dim]`, by preference.
 const OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
+/// The output that holds one vector per text, `[batch, dim]`, in graphs that project what they pool.
+const TEXT_OUTPUT: &str = "text_embeds";
 
 /// A session of ONNX Runtime and the tensors of its calls, which are used again.
 pub(super) struct Session {
@@ -45,7 +47,7 @@ impl Session {
         dtype: Dtype,
         is_normalised: bool,
     ) -> Result<Self, Error> {
-        let unfit = |error: &dyn std::fmt::Display| unfit(folder.path(), error);
+        let unfit = |error: &dyn std::fmt::Display| folder.unfit(error);
         // From the file, so that no copy of it stays in memory.
         let session = ort::session::Session::builder(environment)
             .map_err(|error| unfit(&error))?
@@ -58,9 +60,13 @@ impl Session {
         let graph = |message| Error::Graph { folder: folder.path().display().to_string(), message };
         let input = |name: &str| {
             let known = INPUTS.iter().position(|known| *known == name);
-            known.ok_or_else(|| graph(format!("it asks for an input `{name}`, and only {INPUTS:?} are given")))
+            known.ok_or_else(|| unfit(&format!("it asks for an input `{name}`, and only {INPUTS:?} are given")))
         };
         let inputs = session.inputs().iter().map(|outlet| input(outlet.name())).collect::<Result<_, _>>()?;
+        // What such a graph was trained to give for a text is no mean of its tokens.
+        if is_normalised && session.outputs().iter().any(|outlet| outlet.name() == TEXT_OUTPUT) {
+            return Err(graph(format!("its output `{TEXT_OUTPUT}` is one for each text")));
+        }
         let names: Vec<&str> =
             session.outputs().iter().filter(|outlet| is_per_token(outlet)).map(Outlet::name).collect();
         let named = OUTPUTS.into_iter().find(|output| names.contains(output));

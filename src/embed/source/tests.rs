@@ -138,7 +138,7 @@ fn with(context: &Context, partitions: &[i32], test: impl FnOnce(Bench<'_>)) {
         |_: &Fake, partitions: &[i32], _: bool| Ok(partitions.iter().map(|&partition| (partition, 0)).collect());
     let member = Fake { rebalances: [Rebalance::Assigned(partitions.to_vec())].into(), ..Fake::default() };
     let (in_flight, wake, failed) = (InFlight::default(), Wake::default(), CancellationToken::new());
-    let source = Source::new(context, member, &recover, &tokenizer, in_flight.clone(), wake, failed);
+    let source = Source::new(context, member, &recover, (&tokenizer, false), in_flight.clone(), wake, failed);
     test(Bench { source, jobs: unbounded(), chunks: unbounded(), in_flight });
 }
 
