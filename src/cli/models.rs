@@ -8,7 +8,6 @@ use super::{Environment, Failure, Result};
 use crate::parts::catalogue::{self, Entry};
 use crate::parts::fetch::{self, Hub, Receipt};
 use crate::parts::{self, MODELS};
-use crate::text::nearest;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -120,9 +119,8 @@ fn list(environment: &Environment, json: bool) -> Result {
 
 fn run_fetch(environment: &Environment, arguments: &Fetch) -> Result {
     let entry = catalogue::find(&arguments.name).ok_or_else(|| {
-        let names: Vec<&str> = catalogue::entries().iter().map(|entry| entry.name.as_str()).collect();
-        let near = nearest(&arguments.name.to_lowercase(), &names);
-        let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+        let near =
+            catalogue::nearest(&arguments.name).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
         Failure::usage(format!("`sweepstream models` lists no `{}`{near}", arguments.name))
     })?;
     parts::refuse_quantised(entry)?;

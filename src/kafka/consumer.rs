@@ -18,13 +18,12 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Con
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message, OwnedMessage};
 use rdkafka::statistics::{Broker, Partition, Statistics};
-use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::client;
 use super::error::{Class, Error, Result};
 use super::lease::Lease;
-use super::offsets::{self, committed_of, Committed};
+use super::offsets::{self, committed_of, Committed, Offsets};
 use super::reader::Polled;
 use super::wake::Wake;
 use crate::coordinates::Positions;
@@ -171,12 +170,8 @@ impl Member {
         Ok(())
     }
 
-    fn list(&self, partitions: &[i32]) -> TopicPartitionList {
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for &partition in partitions {
-            let _ = list.add_partition(&self.topic, partition);
-        }
-        list
+    fn list(&self, partitions: &[i32]) -> Offsets {
+        offsets::without_offsets(&self.topic, partitions)
     }
 
     /// What of a partition is already here; nothing, if nothing is.
@@ -410,7 +405,7 @@ impl StableEnd {
 }
 
 impl ConsumerContext for MemberContext {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut Offsets) {
         if self.leaving.load(Ordering::Acquire) {
             // Nobody is left to answer; closing waits for this.
             if let Err(error) = consumer.incremental_unassign(list) {

@@ -250,10 +250,7 @@ pub fn committed_of<C: ConsumerContext>(
     partitions: &[i32],
     bound: Duration,
 ) -> Result<BTreeMap<i32, Committed>> {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for &partition in partitions {
-        let _ = list.add_partition(topic, partition);
-    }
+    let list = without_offsets(topic, partitions);
     // A request that was under way when a coordinator died is waited for in vain.
     let one_request = bound.min(Duration::from_secs(2));
     let list = patiently(bound, || consumer.committed_offsets(list.clone(), one_request))
@@ -301,6 +298,15 @@ pub fn list(topic: &str, positions: &Positions, metadata: &str) -> Result<Offset
         element.set_metadata(metadata);
     }
     Ok(list)
+}
+
+/// Partitions as librdkafka takes them where their offsets do not matter.
+pub(super) fn without_offsets(topic: &str, partitions: &[i32]) -> Offsets {
+    let mut list = Offsets::with_capacity(partitions.len());
+    for &partition in partitions {
+        let _ = list.add_partition(topic, partition);
+    }
+    list
 }
 
 /// The positions in such a list; a partition without one is absent.

@@ -63,6 +63,12 @@ pub fn find(name: &str) -> Option<&'static Entry> {
     entries().iter().find(|entry| entry.name.eq_ignore_ascii_case(name) || entry.alias.eq_ignore_ascii_case(name))
 }
 
+/// The name that a typing mistake most likely meant.
+pub fn nearest(name: &str) -> Option<&'static str> {
+    let names: Vec<&str> = entries().iter().map(|entry| entry.name.as_str()).collect();
+    crate::text::nearest(&name.to_lowercase(), &names)
+}
+
 impl Entry {
     /// The same model in full precision, if this one is quantised.
     pub fn unquantised(&self) -> Option<&'static Entry> {

@@ -6,7 +6,6 @@ pub mod fetch;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Embed, Settings};
-use crate::text::nearest;
 use catalogue::Entry;
 use fetch::Receipt;
 
@@ -153,8 +152,7 @@ impl Parts {
             return Ok(ModelFiles { folder: own, name: name.to_owned(), entry, is_named });
         }
         let Some(entry) = entry else {
-            let names: Vec<&str> = catalogue::entries().iter().map(|entry| entry.name.as_str()).collect();
-            let nearest = nearest(&name.to_lowercase(), &names).map(|near| format!(" (did you mean `{near}`?)"));
+            let nearest = catalogue::nearest(name).map(|near| format!(" (did you mean `{near}`?)"));
             let nearest = nearest.unwrap_or_default();
             return Err(Error::UnknownModel { name: name.to_owned(), folder: models, nearest });
         };

@@ -138,15 +138,15 @@ impl Serialize for Objective {
 
 impl<'de> Deserialize<'de> for Objective {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        const NAMES: [&str; 7] = [
-            VALIDATION_ACCURACY,
-            VALIDATION_MACRO_F1,
-            VALIDATION_MSE,
-            VALIDATION_MAE,
-            VALIDATION_R2,
-            VALIDATION_LOSS,
-            LOSS,
-        ];
+        static NAMES: [&str; MEASURED.len()] = {
+            let mut names = [""; MEASURED.len()];
+            let mut place = 0;
+            while place < names.len() {
+                names[place] = MEASURED[place].name;
+                place += 1;
+            }
+            names
+        };
         let name = one_of(deserializer, &NAMES)?;
         Self::named(&name).ok_or_else(|| D::Error::unknown_variant(&name, &NAMES))
     }

@@ -348,6 +348,17 @@ fn what_a_graph_projects_for_a_text_is_its_row() {
 }
 
 #[test]
+fn how_a_model_pools_matters_to_texts_alone() {
+    let (_folder, model) = own_model(&graph(IDS, 8, &Gives::SumsAndTokens("sums"), &Table::Inside));
+    std::fs::create_dir(model.join("1_Pooling")).unwrap();
+    std::fs::write(model.join("1_Pooling/config.json"), r#"{"pooling_mode_lasttoken": true}"#).unwrap();
+    for rows in [Rows::Word, Rows::Token] {
+        assert_eq!(load(&model, rows).unwrap().dim, 8);
+    }
+    assert!(load(&model, Rows::Text).err().unwrap().to_string().contains("lasttoken"));
+}
+
+#[test]
 fn a_graph_that_pools_by_itself_embeds_texts_end_to_end() {
     let (_folder, model) = own_model(&[]);
     std::fs::write(model.join("model.onnx"), graph(IDS, 8, &Gives::Sums("sentence"), &Table::Beside("table.bin")))

@@ -119,11 +119,14 @@ fn probe(session: &mut dyn Embedder, tokenizer: &TextTokenizer, folder: &Folder<
 fn tokenizer_and_name(folder: &Folder<'_>, name: &str, settings: &Embed) -> Result<(TextTokenizer, String), Error> {
     let tokenizer = folder.read("tokenizer.json")?;
     let digest = folder.digest(&tokenizer)?;
-    let rows = match (settings.rows, folder.pooling()?) {
-        (Rows::Word, _) => RowKind::Word,
-        (Rows::Token, _) => RowKind::Token,
-        (Rows::Text, Pooling::Mean) => RowKind::AllTokens,
-        (Rows::Text, Pooling::Cls) => RowKind::FirstToken,
+    let rows = match settings.rows {
+        Rows::Word => RowKind::Word,
+        Rows::Token => RowKind::Token,
+        // Words and tokens are not pooled, so it does not matter how their model would.
+        Rows::Text => match folder.pooling()? {
+            Pooling::Mean => RowKind::AllTokens,
+            Pooling::Cls => RowKind::FirstToken,
+        },
     };
     let name = format!("{name}@{digest};rows={};max_length={}", rows.name(), settings.max_length);
     let special_tokens = folder.read("special_tokens_map.json")?;
