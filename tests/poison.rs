@@ -312,6 +312,7 @@ fn any_bytes_are_a_trial_or_an_error() {
         with("[3,2]", &zeros),
         with("[3,2]", "[18446744073709551615]"),
         with("\"hidden\":5", "\"hidden\":18446744073709551615"),
+        with("\"dropout\":0.5", "\"dropout\":1e308"),
         with("\"dim\":4", "\"dim\":18446744073709551615"),
         with("\"rows_max\":3", "\"rows_max\":18446744073709551615"),
         with("\"epochs\":2", "\"epochs\":18446744073709551615"),

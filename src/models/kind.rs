@@ -128,11 +128,13 @@ impl Preset {
 
 impl Key {
     /// A value of this key's type, of one that was read without knowing it.
-    fn settle(&self, value: Value) -> Option<Value> {
+    fn settle(&self, value: Value) -> Result<Value, String> {
         match (self.default, value) {
-            (Preset::Share(_), Value::Count(count)) => Some(Value::Share(count as f32)),
-            (preset, value) if std::mem::discriminant(&preset.value()) == std::mem::discriminant(&value) => Some(value),
-            _ => None,
+            (Preset::Share(_), Value::Count(count)) => Ok(Value::Share(count as f32)),
+            // JSON has no such number: a record that was read could not be written again.
+            (_, Value::Share(share)) if !share.is_finite() => Err(format!("`{}` is beyond a 32-bit number", self.name)),
+            (preset, value) if std::mem::discriminant(&preset.value()) == std::mem::discriminant(&value) => Ok(value),
+            _ => Err(format!("`{}` is of another type", self.name)),
         }
     }
 
@@ -203,7 +205,7 @@ impl Kind {
                 let near = nearest(&name, &known).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                 return Err(format!("unknown field `{}` of model `{}`{near}", shortened(&name), self.name));
             };
-            let Some(value) = key.settle(value) else { return Err(format!("`{name}` is of another type")) };
+            let value = key.settle(value)?;
             let _ = settled.insert(name, value);
         }
         Ok(settled)
