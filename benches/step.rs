@@ -18,7 +18,8 @@ use sweepstream::features::window::{Example, Target};
 use sweepstream::learn::fit::Fit;
 use sweepstream::learn::optimizer::{Optimizer, OptimizerSpec, Rule};
 use sweepstream::models::batch::Batcher;
-use sweepstream::models::kind::{ModelSpec, Shape};
+use sweepstream::models::kind::{ModelSpec, Shape, Value};
+use sweepstream::models::loss::Criterion;
 use sweepstream::models::model::Model;
 use sweepstream::models::registry;
 use sweepstream::models::seed::{Generator, Purpose};
@@ -43,19 +44,26 @@ fn main() {
     let mut figures = Figures::default();
     let autoencoder = |dim| spec("autoencoder", dim);
     let mlp = spec("mlp", 384);
+    let mut cnn = spec("cnn", 384);
+    let _ = cnn.values.insert("widths".into(), Value::Widths(vec![3]));
     let models = [
         ("autoencoder 64x384-256-128", autoencoder(384), 20),
         ("autoencoder 64x100-256-128", autoencoder(100), 50),
         ("mlp 384-128-15", mlp, 200),
+        ("linear 384-15", spec("linear", 384), 200),
+        ("cnn 64x384, width 3, 128 channels", cnn, 20),
+        ("gru 64x384-128", spec("gru", 384), 20),
+        ("lstm 64x384-128", spec("lstm", 384), 20),
+        ("attention 64x384-128, 4 heads", spec("attention", 384), 20),
     ];
     if only.as_deref() == Some(TRIAL) {
         return trial(&models[0].1);
     }
     for (name, spec, steps) in &models {
-        for batch_size in [64, 1] {
+        for batch_size in [64, 1, 512] {
             let name = format!("{name}, batch {batch_size}");
             if only.as_ref().is_none_or(|part| name.contains(part)) {
-                step(&name, spec, batch_size, *steps, &mut figures);
+                step(&name, spec, batch_size, if batch_size > 64 { steps / 5 } else { *steps }, &mut figures);
             }
         }
     }
@@ -158,6 +166,7 @@ impl<'a> Built<'a> {
 /// The same without building batches: each has its own batcher.
 struct Ready<'a> {
     model: Box<dyn Model>,
+    criterion: Criterion,
     optimizer: Optimizer,
     batchers: Vec<(Batcher, &'a [Example<'a>])>,
     steps: usize,
@@ -169,7 +178,8 @@ impl<'a> Ready<'a> {
         let sizes: Vec<usize> = model.parameters().specs().iter().map(|spec| spec.shape.iter().product()).collect();
         let optimizer = Optimizer::new(OptimizerSpec::new(Rule::ADAMW, 1e-3), &sizes).unwrap();
         let batcher = |batch: &'a Vec<Example<'a>>| (Batcher::new(spec.input()).unwrap(), batch.as_slice());
-        Self { model, optimizer, batchers: batches.iter().map(batcher).collect(), steps: 0 }
+        let criterion = Criterion::plain(spec.task);
+        Self { model, criterion, optimizer, batchers: batches.iter().map(batcher).collect(), steps: 0 }
     }
 
     fn round(&mut self, steps: usize) -> f64 {
@@ -178,6 +188,7 @@ impl<'a> Ready<'a> {
         milliseconds(steps, || {
             let batch = &ready[self.steps % count];
             let pass = self.model.forward(batch, None).unwrap();
+            let _ = black_box(self.criterion.compare(&pass.outputs, batch).unwrap());
             let mut update = self.optimizer.begin();
             let mut sink = |place, values: &_, gradient: &_| update.apply(place, values, gradient);
             pass.backward(&mut sink).unwrap();

@@ -12,7 +12,9 @@ use super::{connect, Environment, Failure, Result};
 use crate::config::Settings;
 use crate::kafka::groups::{Groups, Membership};
 use crate::output::EndState;
-use crate::search::objective::{LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS, VALIDATION_MACRO_F1};
+use crate::search::objective::{
+    LOSS, VALIDATION_ACCURACY, VALIDATION_LOSS, VALIDATION_MACRO_F1, VALIDATION_MAE, VALIDATION_MSE, VALIDATION_R2,
+};
 use crate::search::results::{searches, Leaderboard, Listed};
 use crate::train::store::start::start;
 use crate::train::store::{edit, find, trials};
@@ -227,16 +229,30 @@ fn list(searches: &[Listed]) -> String {
     table(&["search", "trials", "ended", "objective", "best"], &rows)
 }
 
+/// Measured names and what heads their columns; those that no trial has are left out.
+const COLUMNS: [(&str, &str); 7] = [
+    (VALIDATION_ACCURACY, "accuracy"),
+    (VALIDATION_MACRO_F1, "macro f1"),
+    (VALIDATION_MSE, "mse"),
+    (VALIDATION_MAE, "mae"),
+    (VALIDATION_R2, "r2"),
+    (VALIDATION_LOSS, "val. loss"),
+    (LOSS, "loss"),
+];
+
 /// As a table.
 pub fn text(board: &Leaderboard) -> String {
     let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.4}"));
+    let measured =
+        |name: &str| board.trials.iter().filter_map(|entry| entry.best.as_ref()).any(|best| best.value(name).is_some());
+    let columns: Vec<_> = COLUMNS.iter().filter(|(name, _)| measured(name)).collect();
     let rows: Vec<Vec<String>> = board
         .trials
         .iter()
         .map(|entry| {
             let best = entry.best.as_ref();
             let parameter = |key: &str| entry.parameters.get(key).cloned().unwrap_or_else(|| "-".into());
-            vec![
+            let mut row = vec![
                 entry.rank.to_string(),
                 entry.trial.clone(),
                 entry.model.to_owned(),
@@ -245,30 +261,24 @@ pub fn text(board: &Leaderboard) -> String {
                 parameter("batch_size"),
                 entry.state.to_owned(),
                 entry.epochs.to_string(),
-                number(best.and_then(|best| best.value(VALIDATION_ACCURACY))),
-                number(best.and_then(|best| best.value(VALIDATION_MACRO_F1))),
-                number(best.and_then(|best| best.value(VALIDATION_LOSS))),
-                number(best.and_then(|best| best.value(LOSS))),
-            ]
+            ];
+            row.extend(columns.iter().map(|(name, _)| number(best.and_then(|best| best.value(name)))));
+            row
         })
         .collect();
-    let headings = [
-        "#",
-        "trial",
-        "model",
-        "shape",
-        "rate",
-        "batch",
-        "state",
-        "epochs",
-        "accuracy",
-        "macro f1",
-        "val. loss",
-        "loss",
-    ];
+    let mut headings = vec!["#", "trial", "model", "shape", "rate", "batch", "state", "epochs"];
+    headings.extend(columns.iter().map(|(_, heading)| heading));
     let warnings: String = board.warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
+    let naive: Vec<String> = board.naive.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    let naive = match naive.is_empty() {
+        true => String::new(),
+        false => {
+            let what = if board.naive.contains_key(VALIDATION_MSE) { "the mean" } else { "the most frequent class" };
+            format!("\nalways saying {what} would reach: {}", naive.join(", "))
+        }
+    };
     format!(
-        "search {} over {} records, by {}\n{}{warnings}",
+        "search {} over {} records, by {}\n{}{naive}{warnings}",
         board.search,
         board.records,
         board.objective,

@@ -141,21 +141,48 @@ pub const LABELS_BYTES_MAX: usize = 512 * 1024;
 /// Several embedders are a mistake already; more than these are not remembered.
 const EMBEDDERS_MAX: usize = 16;
 
+/// How many records fall into either split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Split {
+    pub training: u64,
+    pub validation: u64,
+}
+
+impl Split {
+    /// Of both.
+    pub fn sum(self) -> u64 {
+        self.training + self.validation
+    }
+
+    fn count(&mut self, validation: bool) {
+        *if validation { &mut self.validation } else { &mut self.training } += 1;
+    }
+}
+
+/// Labels that are numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers {
+    pub training_sum: f64,
+    pub training: u64,
+    /// One by one: what is said of them rests on the training split's mean.
+    pub validation: Vec<f32>,
+}
+
 /// What reading a whole range once has shown.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
     /// Records and digest of each partition.
     pub partitions: BTreeMap<i32, (u64, Digest)>,
     /// All labels, sorted by name: their places are the classes.
-    pub labels: BTreeMap<String, u64>,
+    pub labels: BTreeMap<String, Split>,
+    /// Labels that are numbers; only what comes before the first that is none.
+    pub numbers: Numbers,
     label_bytes: usize,
     /// The first label that is one too many for all to be classes.
     pub first_beyond_classes: Option<Coordinates>,
     /// The first label that is no number, and why.
     pub first_no_number: Option<(Coordinates, String)>,
-    /// Records without a label.
-    pub unlabelled: u64,
-    /// Where the first of them is.
+    /// Where the first record without a label is.
     pub first_unlabelled: Option<Coordinates>,
     pub rows_max: usize,
     /// Rows of all matrices, each cut at the rows that will be read.
@@ -166,8 +193,10 @@ pub struct Survey {
     pub dim: usize,
     /// Which models and settings made the matrices.
     pub embedders: BTreeSet<String>,
-    /// Records that will be validation.
-    pub validation: u64,
+    /// All records.
+    pub split: Split,
+    /// Those with a label.
+    pub labelled: Split,
 }
 
 impl Survey {
@@ -199,16 +228,16 @@ impl Survey {
         self.dim = matrix.dim;
         let (records, digest) = self.partitions.entry(at.partition).or_default();
         let identity = Identity { key: record.key, source: record.source, partition: at.partition, ordinal: *records };
-        self.validation += u64::from(identity.is_validation(validation));
+        let validation = identity.is_validation(validation);
+        self.split.count(validation);
         *records += 1;
         digest.update(record.key, record.label, value);
         self.rows_max = self.rows_max.max(matrix.rows);
         self.rows_read += matrix.rows.min(rows_max) as u64;
         self.number_bytes = self.number_bytes.max(matrix.dtype.bytes());
         match record.label {
-            Some(label) => self.add_label(at, class_name(label)?),
+            Some(label) => self.add_label(at, class_name(label)?, validation),
             None => {
-                self.unlabelled += 1;
                 let _ = self.first_unlabelled.get_or_insert(at);
             }
         }
@@ -222,12 +251,23 @@ impl Survey {
     }
 
     /// Whether labels are what a trial needs depends on its task.
-    fn add_label(&mut self, at: Coordinates, label: &str) {
+    fn add_label(&mut self, at: Coordinates, label: &str, validation: bool) {
+        self.labelled.count(validation);
         if self.first_no_number.is_none() {
-            self.first_no_number = number(label).err().map(|why| (at, why));
+            match number(label) {
+                Ok(number) if validation => self.numbers.validation.push(number),
+                Ok(number) => {
+                    self.numbers.training_sum += f64::from(number);
+                    self.numbers.training += 1;
+                }
+                Err(why) => {
+                    self.first_no_number = Some((at, why));
+                    self.numbers = Numbers::default();
+                }
+            }
         }
-        if let Some(count) = self.labels.get_mut(label) {
-            *count += 1;
+        if let Some(split) = self.labels.get_mut(label) {
+            split.count(validation);
             return;
         }
         if self.label_bytes + label.len() > LABELS_BYTES_MAX {
@@ -235,12 +275,17 @@ impl Survey {
             return;
         }
         self.label_bytes += label.len();
-        let _ = self.labels.insert(label.to_owned(), 1);
+        self.labels.entry(label.to_owned()).or_default().count(validation);
     }
 
     /// Records of all partitions.
     pub fn records(&self) -> u64 {
-        self.partitions.values().map(|(records, _)| records).sum()
+        self.split.sum()
+    }
+
+    /// Records without a label.
+    pub fn unlabelled(&self) -> u64 {
+        self.split.sum() - self.labelled.sum()
     }
 }
 
@@ -334,7 +379,7 @@ mod tests {
         };
         (0..300).for_each(|i| add(i).unwrap());
         assert_eq!(survey.first_beyond_classes, Some(at(0, 104)));
-        assert_eq!((survey.labels.len(), survey.labels.values().sum::<u64>()), (52, 104));
+        assert_eq!((survey.labels.len(), survey.labels.values().map(|split| split.sum()).sum::<u64>()), (52, 104));
         assert!(survey.embedders.iter().map(String::len).sum::<usize>() < 10_000);
     }
 

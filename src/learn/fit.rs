@@ -15,14 +15,17 @@ use thiserror::Error;
 
 use super::learner::{self, Learner, StepReport};
 use super::optimizer::{Optimizer, OptimizerError, OptimizerSpec};
+use super::schedule::Schedule;
 use super::scores::Evaluation;
 use super::tensor_file::{self, FileError, TensorData, Values};
 use crate::features::codec::Dtype;
 use crate::features::window::Example;
 use crate::models::batch::{BatchError, Batcher};
 use crate::models::error::ModelError;
-use crate::models::kind::{ModelSpec, Task};
-use crate::models::model::Model;
+use crate::models::kind::ModelSpec;
+use crate::models::loss::Criterion;
+use crate::models::model::{Model, Pass};
+use crate::models::ops::sum_of_squares;
 use crate::models::parameters::ParameterSpec;
 use crate::models::seed::{Generator, Purpose};
 use crate::models::tensors::{edit, read};
@@ -50,13 +53,28 @@ pub enum FitError {
     Tensor(#[from] candle_core::Error),
 }
 
+/// How a trial trains, besides its model and its optimizer. By default: plainly.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recipe {
+    pub schedule: Schedule,
+    /// Longest gradient: longer ones are shortened to this Euclidean norm, as PyTorch's `clip_grad_norm_` does.
+    pub clip_norm: Option<f64>,
+    /// Share of a class's target that is spread over all classes.
+    pub label_smoothing: f64,
+    /// What a record of each class counts; empty if all count 1.
+    pub class_weights: Vec<f64>,
+}
+
 /// A model in training.
 #[derive(Debug)]
 pub struct Fit {
     model: Box<dyn Model>,
-    task: Task,
+    criterion: Criterion,
     outputs: usize,
     optimizer: Optimizer,
+    /// As it was given; the schedule changes the optimizer's.
+    learning_rate: f64,
+    recipe: Recipe,
     batcher: Batcher,
     seed: u64,
     trial: u32,
@@ -68,12 +86,23 @@ impl Fit {
     /// # Errors
     /// Settings out of range, by the names they have in a search file.
     pub fn new(spec: ModelSpec, optimizer: OptimizerSpec, seed: u64, trial: u32) -> Result<Self, FitError> {
-        let (input, task, outputs) = (spec.input(), spec.task, spec.outputs());
+        let (input, outputs) = (spec.input(), spec.outputs());
+        let criterion = Criterion::plain(spec.task);
         let model = spec.build(&mut Generator::new(seed, trial, Purpose::Weights, 0, 0))?;
         let sizes: Vec<usize> =
             model.parameters().specs().iter().map(|parameter| parameter.shape.iter().product()).collect();
-        let optimizer = Optimizer::new(optimizer, &sizes)?;
-        Ok(Self { model, task, outputs, optimizer, batcher: Batcher::new(input)?, seed, trial })
+        let (learning_rate, optimizer) = (optimizer.learning_rate, Optimizer::new(optimizer, &sizes)?);
+        let (batcher, recipe) = (Batcher::new(input)?, Recipe::default());
+        Ok(Self { model, criterion, outputs, optimizer, learning_rate, recipe, batcher, seed, trial })
+    }
+
+    /// The same, training by a recipe.
+    #[must_use]
+    pub fn with(mut self, recipe: Recipe) -> Self {
+        self.criterion.label_smoothing = recipe.label_smoothing;
+        self.criterion.class_weights.clone_from(&recipe.class_weights);
+        self.recipe = recipe;
+        self
     }
 
     /// Goes on where [`Fit::state`] left a fit of the same spec, optimizer, seed and trial number.
@@ -125,19 +154,27 @@ impl Fit {
         let batch = self.batcher.build(records)?;
         let dropout = Generator::new(self.seed, self.trial, Purpose::Dropout, epoch, step);
         let pass = self.model.forward(&batch, Some(dropout))?;
-        let (loss, records) = (pass.loss.mean(), batch.records());
+        let (loss, _) = self.criterion.compare(&pass.outputs, &batch)?;
+        let (loss, records) = (loss.mean(), batch.records());
         if !loss.is_finite() {
             return Ok(StepReport { loss, gradient_norm: f64::NAN, records });
         }
-        let mut update = self.optimizer.begin();
-        pass.backward(&mut |place, values, gradient| update.apply(place, values, gradient))?;
-        Ok(StepReport { loss, gradient_norm: update.finish(), records })
+        self.optimizer.set_learning_rate(self.learning_rate * self.recipe.schedule.factor(self.optimizer.updates()))?;
+        let gradient_norm = match self.recipe.clip_norm {
+            None => {
+                let mut update = self.optimizer.begin();
+                pass.backward(&mut |place, values, gradient| update.apply(place, values, gradient))?;
+                update.finish()
+            }
+            Some(longest) => clipped(pass, &mut self.optimizer, longest)?,
+        };
+        Ok(StepReport { loss, gradient_norm, records })
     }
 
     /// An evaluation without records, for this model.
     #[must_use]
     pub fn evaluation(&self) -> Evaluation {
-        Evaluation::new(self.task, self.outputs)
+        Evaluation::new(self.criterion.task, self.outputs)
     }
 
     /// Adds records to an evaluation that [`Fit::evaluation`] began; changes nothing else.
@@ -147,7 +184,9 @@ impl Fit {
     pub fn evaluate(&mut self, records: &[Example<'_>], evaluation: &mut Evaluation) -> Result<(), FitError> {
         let batch = self.batcher.build(records)?;
         let pass = self.model.forward(&batch, None)?;
-        evaluation.add(pass.loss, &pass.outputs, batch.targets);
+        // What only helps to learn is no measure.
+        let (loss, outputs) = Criterion::plain(self.criterion.task).compare(&pass.outputs, &batch)?;
+        evaluation.add(loss, &outputs, batch.targets);
         Ok(())
     }
 
@@ -168,7 +207,9 @@ impl Fit {
     /// # Errors
     /// A rate that is negative or not finite; the old one is kept.
     pub fn set_learning_rate(&mut self, learning_rate: f64) -> Result<(), FitError> {
-        Ok(self.optimizer.set_learning_rate(learning_rate)?)
+        self.optimizer.set_learning_rate(learning_rate)?;
+        self.learning_rate = learning_rate;
+        Ok(())
     }
 
     /// All that [`Fit::restore`] needs, as safetensors: `parameter/<name>`,
@@ -270,6 +311,25 @@ impl Learner for Fit {
     fn digest(&self) -> Result<String, learner::Error> {
         Ok(self.weights_sha256()?)
     }
+}
+
+/// Updates once all gradients are known, shortened if they are too long; gives their norm before that.
+fn clipped(pass: Pass<'_>, optimizer: &mut Optimizer, longest: f64) -> Result<f64, FitError> {
+    let (mut gradients, mut squares) = (Vec::new(), 0.0);
+    pass.backward(&mut |place, values, gradient| {
+        squares += read(gradient, sum_of_squares)?;
+        gradients.push((place, values.clone(), gradient.clone()));
+        Ok(())
+    })?;
+    let norm = squares.sqrt();
+    let factor = longest / (norm + 1e-6);
+    let mut update = optimizer.begin();
+    for (place, values, gradient) in gradients {
+        let gradient = if factor < 1.0 { (gradient * factor)? } else { gradient };
+        update.apply(place, &values, &gradient)?;
+    }
+    let _shortened: f64 = update.finish();
+    Ok(norm)
 }
 
 fn parameter_name(name: &str) -> String {

@@ -3,5 +3,6 @@
 pub mod fit;
 pub mod learner;
 pub mod optimizer;
+pub mod schedule;
 pub mod scores;
 pub mod tensor_file;

@@ -5,7 +5,8 @@
 //! computed nor compared.
 
 use super::batch::Layout;
-use super::dense::{Dense, Head};
+use super::dense::Dense;
+use super::error::ModelError;
 use super::kind::{Key, Kind, Preset, Task, DROPOUT};
 use super::parameters::layers;
 
@@ -24,14 +25,15 @@ pub static KIND: Kind = Kind {
         DROPOUT,
     ],
     parameters: |spec| {
-        let (flat, encoder) = (spec.shape.rows_max.checked_mul(spec.shape.dim)?, spec.widths("layers"));
+        let flat = spec.shape.rows_max.checked_mul(spec.shape.dim).ok_or(ModelError::Size)?;
+        let encoder = spec.widths("layers");
         let decoder = encoder.iter().rev().skip(1);
         let widths: Vec<usize> = [flat].iter().chain(encoder).chain(decoder).chain(&[flat]).copied().collect();
-        Some(layers(names(widths.len() - 1), &widths))
+        Ok(layers(names(widths.len() - 1), &widths))
     },
     model: |spec, parameters| {
         let names = names(2 * spec.widths("layers").len());
-        Ok(Box::new(Dense::new(spec, parameters, names, Head::Rows)?))
+        Ok(Box::new(Dense::new(spec, parameters, names)?))
     },
 };
 

@@ -76,6 +76,8 @@ pub struct InputSpec {
 pub struct Batch<'a> {
     /// Packed: level `t` as `[n_t, D]`. Pooled: one level, `[B, D]`.
     pub levels: Vec<Tensor>,
+    /// All levels, one after another: `[sum of n_t, D]`.
+    pub packed: Tensor,
     /// What the model is to make of each record, in the order of level 0.
     pub targets: &'a [Target],
     /// For each place in level 0 the record's position in what was given.
@@ -89,6 +91,20 @@ impl Batch<'_> {
     #[must_use]
     pub fn records(&self) -> usize {
         self.order.len()
+    }
+
+    /// For each record, in the order of level 0, where its rows lie in `packed`.
+    ///
+    /// # Errors
+    /// What the tensor library says.
+    pub fn rows_of_records(&self) -> candle_core::Result<Vec<Vec<usize>>> {
+        let (mut rows, mut start) = (vec![Vec::new(); self.records()], 0);
+        for level in &self.levels {
+            let count = level.dim(0)?;
+            rows.iter_mut().take(count).enumerate().for_each(|(place, rows)| rows.push(start + place));
+            start += count;
+        }
+        Ok(rows)
     }
 }
 
@@ -131,8 +147,10 @@ impl Batcher {
         };
         self.targets.clear();
         self.targets.extend(self.order.iter().map(|&i| records[i].1));
+        let rows = levels.iter().map(|level| level.dim(0)).sum::<candle_core::Result<usize>>()?;
         Ok(Batch {
             levels,
+            packed: self.buffer.narrow(0, 0, rows)?,
             targets: &self.targets,
             order: &self.order,
             rows: records.iter().map(|(matrix, _)| self.kept(matrix)).sum(),

@@ -9,7 +9,6 @@ use candle_core::{DType, Device, Tensor};
 use super::batch::Batch;
 use super::error::ModelError;
 use super::kind::{ModelSpec, Task};
-use super::loss;
 use super::model::{Model, Pass};
 use super::ops::{accumulate, add_bias, column_sums, product, relu, through_relu};
 use super::parameters::{GradientSink, Parameters};
@@ -23,27 +22,6 @@ struct Layer {
     bias: usize,
 }
 
-/// What the last layer's outputs are compared with.
-#[derive(Clone, Copy, Debug)]
-pub enum Head {
-    /// The input itself, level by level.
-    Rows,
-    Classes,
-    Number,
-}
-
-impl Head {
-    /// Of a model that learns that.
-    #[must_use]
-    pub fn of(task: Task) -> Self {
-        match task {
-            Task::Classification => Self::Classes,
-            Task::Regression => Self::Number,
-            Task::Reconstruction => Self::Rows,
-        }
-    }
-}
-
 /// The layers of one model.
 ///
 /// The first layer's weights are cut into one block of columns for each level of the input, the last layer's into
@@ -52,7 +30,6 @@ impl Head {
 pub struct Dense {
     parameters: Parameters,
     layers: Vec<Layer>,
-    head: Head,
     /// Values in an output block. There are as many blocks as levels: a model of classes reads a single level.
     width: usize,
     dropout: f32,
@@ -68,13 +45,8 @@ impl Model for Dense {
         let mut dropout = dropout.filter(|_| self.dropout > 0.0);
         let kept_scale = if dropout.is_some() { 1.0 / (1.0 - self.dropout) } else { 1.0 };
         let hidden = self.hidden(batch, dropout.as_mut(), kept_scale)?;
-        let mut residuals = self.outputs(batch, &hidden)?;
-        let (loss, outputs) = match self.head {
-            Head::Rows => (loss::reconstruction(&mut residuals, batch, self.width)?, Vec::new()),
-            Head::Classes => loss::cross_entropy(&mut residuals, batch, self.width)?,
-            Head::Number => loss::squared_error(&mut residuals, batch)?,
-        };
-        Ok(Pass::new(loss, outputs, move |sink| self.backward(batch, &hidden, &residuals, kept_scale, sink)))
+        let outputs = self.outputs(batch, &hidden)?;
+        Ok(Pass::new(outputs, move |residuals, sink| self.backward(batch, &hidden, residuals, kept_scale, sink)))
     }
 }
 
@@ -87,18 +59,17 @@ impl Dense {
         spec: &ModelSpec,
         parameters: Parameters,
         names: impl Iterator<Item = String>,
-        head: Head,
     ) -> Result<Self, ModelError> {
         let layer = |name: String| {
             let place = |kind: &str| parameters.place(&format!("{name}.{kind}"));
             Ok::<_, candle_core::Error>(Layer { weight: place("weight")?, bias: place("bias")? })
         };
         let layers = names.map(layer).collect::<Result<_, _>>()?;
-        let width = match head {
-            Head::Rows => spec.shape.dim,
-            Head::Classes | Head::Number => spec.outputs(),
+        let width = match spec.task {
+            Task::Reconstruction => spec.shape.dim,
+            Task::Classification | Task::Regression => spec.outputs(),
         };
-        Ok(Self { parameters, layers, head, width, dropout: spec.share("dropout"), dim: spec.shape.dim })
+        Ok(Self { parameters, layers, width, dropout: spec.share("dropout"), dim: spec.shape.dim })
     }
 
     /// `hidden` are the inputs of the layers after the first, `residuals` the gradients of the loss with regard to the

@@ -1,5 +1,7 @@
 //! What keeps a model from being built or from computing. \[pure\]
 
+use std::borrow::Cow;
+
 use thiserror::Error;
 
 /// Most elements that all parameters of a model may have together: 4 GiB of `f32`.
@@ -13,7 +15,7 @@ pub enum ModelError {
     Setting {
         /// Its name in the search file.
         setting: &'static str,
-        expected: &'static str,
+        expected: Cow<'static, str>,
         found: String,
     },
     /// More parameters than [`ELEMENTS_MAX`].

@@ -1,5 +1,6 @@
 //! Kinds of models: a name, what it learns, its hyper-parameters, and how it is built. \[pure\]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -75,7 +76,13 @@ pub enum Preset {
     Share(f32),
     /// 1 to [`WIDTHS_MAX`] whole numbers, each at least 1.
     Widths(&'static [usize]),
+    Flag(bool),
+    /// One of these names, the first by default.
+    Choice(&'static [&'static str]),
 }
+
+/// Width of what a kind computes within.
+pub const HIDDEN: Key = Key { name: "hidden", default: Preset::Count(128), help: "width of its hidden layer or state" };
 
 /// Share of activations dropped, of kinds with hidden layers.
 pub const DROPOUT: Key =
@@ -85,17 +92,23 @@ pub const DROPOUT: Key =
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
+    /// Of [`Preset::Flag`].
+    Flag(bool),
     /// Of [`Preset::Count`].
     Count(usize),
     /// Of [`Preset::Share`].
     Share(f32),
     /// Of [`Preset::Widths`].
     Widths(Vec<usize>),
+    /// Of [`Preset::Choice`].
+    Choice(String),
 }
 
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Flag(flag) => flag.fmt(f),
+            Self::Choice(name) => f.write_str(name),
             Self::Count(count) => count.fmt(f),
             Self::Share(share) => share.fmt(f),
             Self::Widths(widths) => f.write_str(&widths.iter().map(usize::to_string).collect::<Vec<_>>().join("-")),
@@ -109,6 +122,7 @@ impl Value {
     pub fn toml(&self) -> String {
         match self {
             Self::Widths(widths) => format!("{widths:?}"),
+            Self::Choice(name) => format!("{name:?}"),
             value => value.to_string(),
         }
     }
@@ -122,6 +136,8 @@ impl Preset {
             Self::Count(count) => Value::Count(count),
             Self::Share(share) => Value::Share(share),
             Self::Widths(widths) => Value::Widths(widths.to_vec()),
+            Self::Flag(flag) => Value::Flag(flag),
+            Self::Choice(names) => Value::Choice(names.first().map_or_else(String::new, |name| (*name).to_owned())),
         }
     }
 }
@@ -140,14 +156,27 @@ impl Key {
 
     fn check(&self, value: &Value) -> Result<(), ModelError> {
         let expected = match value {
-            Value::Count(count) if *count == 0 => "at least 1",
-            Value::Share(share) if !(0.0..1.0).contains(share) => "at least 0 and below 1",
+            Value::Count(count) if *count == 0 => "at least 1".into(),
+            Value::Share(share) if !(0.0..1.0).contains(share) => "at least 0 and below 1".into(),
             Value::Widths(widths) if widths.is_empty() || widths.len() > WIDTHS_MAX || widths.contains(&0) => {
-                "a list of 1 to 64 widths of at least 1"
+                "a list of 1 to 64 widths of at least 1".into()
             }
+            Value::Choice(name) => match self.default {
+                Preset::Choice(names) if !names.contains(&name.as_str()) => {
+                    let near = nearest(name, names).map_or_else(String::new, |near| format!(" (`{near}`?)"));
+                    format!("one of `{}`{near}", names.join("`, `"))
+                }
+                _ => return Ok(()),
+            },
             _ => return Ok(()),
         };
-        Err(ModelError::Setting { setting: self.name, expected, found: shortened(&value.toml()) })
+        Err(self.refused(expected, value))
+    }
+
+    /// A value of this key that cannot be.
+    #[must_use]
+    pub fn refused(&self, expected: impl Into<Cow<'static, str>>, value: &Value) -> ModelError {
+        ModelError::Setting { setting: self.name, expected: expected.into(), found: shortened(&value.toml()) }
     }
 }
 
@@ -180,8 +209,8 @@ pub struct Kind {
     pub about: &'static str,
     /// Its hyper-parameters, besides those that all trials have.
     pub keys: &'static [Key],
-    /// Its parameters, in any order; nothing if a size is beyond counting.
-    pub parameters: fn(&ModelSpec) -> Option<Vec<ParameterSpec>>,
+    /// Its parameters, in any order.
+    pub parameters: fn(&ModelSpec) -> Result<Vec<ParameterSpec>, ModelError>,
     /// The model over parameters of these names and shapes.
     pub model: Build,
 }
@@ -269,6 +298,21 @@ impl ModelSpec {
         }
     }
 
+    /// A hyper-parameter that is a [`Preset::Flag`].
+    #[must_use]
+    pub fn flag(&self, key: &str) -> bool {
+        matches!(self.values.get(key), Some(Value::Flag(true)))
+    }
+
+    /// A hyper-parameter that is a [`Preset::Choice`].
+    #[must_use]
+    pub fn choice(&self, key: &str) -> &str {
+        match self.values.get(key) {
+            Some(Value::Choice(name)) => name,
+            _ => "",
+        }
+    }
+
     /// What the model reads.
     #[must_use]
     pub fn input(&self) -> InputSpec {
@@ -299,7 +343,7 @@ impl ModelSpec {
     /// [`ModelError::Setting`] or [`ModelError::Size`].
     pub fn parameters(&self) -> Result<Vec<ParameterSpec>, ModelError> {
         let positive = |setting, value: usize| match value {
-            0 => Err(ModelError::Setting { setting, expected: "at least 1", found: value.to_string() }),
+            0 => Err(ModelError::Setting { setting, expected: "at least 1".into(), found: value.to_string() }),
             _ => Ok(()),
         };
         positive("rows_max", self.shape.rows_max)?;
@@ -312,7 +356,7 @@ impl ModelSpec {
         if self.task == Task::Classification {
             positive("classes", self.shape.classes)?;
         }
-        let mut parameters = (self.kind.parameters)(self).ok_or(ModelError::Size)?;
+        let mut parameters = (self.kind.parameters)(self)?;
         let elements = parameters.iter().try_fold(0_usize, |sum, parameter| {
             sum.checked_add(parameter.shape.iter().try_fold(1_usize, |size, &width| size.checked_mul(width))?)
         });

@@ -3,8 +3,8 @@
 //! Loss: mean cross-entropy over the batch, natural logarithm; or, of numbers, mean squared error.
 
 use super::batch::Layout;
-use super::dense::{Dense, Head};
-use super::kind::{Key, Kind, Preset, Task, DROPOUT};
+use super::dense::Dense;
+use super::kind::{Kind, Task, DROPOUT, HIDDEN};
 use super::parameters::layers;
 
 /// See the module.
@@ -13,12 +13,12 @@ pub static KIND: Kind = Kind {
     tasks: &[Task::Classification, Task::Regression],
     layout: Layout::Pooled,
     about: "from the mean row through one hidden layer to a class or a number",
-    keys: &[Key { name: "hidden", default: Preset::Count(128), help: "width of its hidden layer" }, DROPOUT],
+    keys: &[HIDDEN, DROPOUT],
     parameters: |spec| {
         let widths = [spec.shape.dim, spec.count("hidden"), spec.outputs()];
-        Some(layers(names(), &widths))
+        Ok(layers(names(), &widths))
     },
-    model: |spec, parameters| Ok(Box::new(Dense::new(spec, parameters, names(), Head::of(spec.task))?)),
+    model: |spec, parameters| Ok(Box::new(Dense::new(spec, parameters, names())?)),
 };
 
 fn names() -> impl Iterator<Item = String> {

@@ -18,17 +18,26 @@
 //! A model that records a graph leaves products to candle: its bits are equal between such machines as long as no
 //! product is deeper than 512.
 
+pub mod activation;
+pub mod attention;
 pub mod autoencoder;
 pub mod batch;
+pub mod cell;
+pub mod cnn;
 pub mod dense;
 pub mod error;
+pub mod graph;
+pub mod heads;
 pub mod kind;
 pub mod linear;
 pub mod loss;
 pub mod mlp;
 pub mod model;
+pub mod norm;
 pub mod ops;
 pub mod parameters;
+pub mod readout;
+pub mod recurrent;
 pub mod registry;
 pub mod seed;
 pub mod tensors;

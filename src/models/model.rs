@@ -1,20 +1,22 @@
 //! What every model can do. \[pure\]
 
+use candle_core::Tensor;
+
 use super::batch::Batch;
 use super::error::ModelError;
-use super::loss::Loss;
 use super::parameters::{GradientSink, Parameters};
 use super::seed::Generator;
 
-/// Gives every gradient of a pass's mean loss to a sink, each block after it was read for the last time.
-pub type Backward<'m> = Box<dyn FnOnce(&mut GradientSink<'_>) -> Result<(), ModelError> + 'm>;
+/// Goes from the outputs' gradients to those of the parameters, and gives these to a sink, each block after it was read
+/// for the last time.
+pub type Backward<'m> = Box<dyn FnOnce(&[Tensor], &mut GradientSink<'_>) -> Result<(), ModelError> + 'm>;
 
 /// What a forward pass found; the backward pass goes the way back.
 pub struct Pass<'m> {
-    pub loss: Loss,
-    /// What the model says of each record, row by row in the order of [`Batch::order`]: logits of the classes, or one
-    /// number; nothing of a reconstruction.
-    pub outputs: Vec<f32>,
+    /// What the model says of the records, in the order of [`Batch::order`]: one tensor `[B, C]` of logits, or
+    /// `[B, 1]`; of a reconstruction `[n_t, D]` for each level. Contiguous and nobody else's: the loss turns them into its
+    /// gradients where they lie.
+    pub outputs: Vec<Tensor>,
     /// Holds what the forward pass left, be it activations or a recorded graph.
     backward: Backward<'m>,
 }
@@ -22,19 +24,18 @@ pub struct Pass<'m> {
 impl<'m> Pass<'m> {
     /// A pass that goes back by `backward`.
     pub fn new(
-        loss: Loss,
-        outputs: Vec<f32>,
-        backward: impl FnOnce(&mut GradientSink<'_>) -> Result<(), ModelError> + 'm,
+        outputs: Vec<Tensor>,
+        backward: impl FnOnce(&[Tensor], &mut GradientSink<'_>) -> Result<(), ModelError> + 'm,
     ) -> Self {
-        Self { loss, outputs, backward: Box::new(backward) }
+        Self { outputs, backward: Box::new(backward) }
     }
 
-    /// See [`Backward`].
+    /// Goes back, once `outputs` have become the loss's gradients with regard to themselves; see [`Backward`].
     ///
     /// # Errors
     /// What the tensor library or the sink says. Some blocks may have been given then.
     pub fn backward(self, sink: &mut GradientSink<'_>) -> Result<(), ModelError> {
-        (self.backward)(sink)
+        (self.backward)(&self.outputs, sink)
     }
 }
 
@@ -43,9 +44,9 @@ pub trait Model: Send + std::fmt::Debug {
     /// Its variables.
     fn parameters(&self) -> &Parameters;
 
-    /// Loss and outputs. `dropout` is this step's generator; without one nothing is dropped (evaluation).
+    /// The outputs. `dropout` is this step's generator; without one nothing is dropped (evaluation).
     ///
     /// # Errors
-    /// Labels that are missing or no class of the model, and what the tensor library says.
+    /// What the tensor library says.
     fn forward<'m>(&'m self, batch: &'m Batch<'_>, dropout: Option<Generator>) -> Result<Pass<'m>, ModelError>;
 }

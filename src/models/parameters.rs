@@ -6,15 +6,25 @@ use candle_core::{Device, Tensor, Var};
 
 use super::seed::Generator;
 
-/// Name, shape and first range of a parameter.
+/// Name, shape and first values of a parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterSpec {
     /// Name in files and exports.
     pub name: String,
     /// `[out, in]` for weights, `[out]` for biases.
     pub shape: Vec<usize>,
-    /// Input width of the layer it belongs to.
-    pub fan_in: usize,
+    pub first: First,
+}
+
+/// First values of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// U(−1/√fan_in, 1/√fan_in), most often by the input width of the layer it belongs to.
+    Uniform {
+        fan_in: usize,
+    },
+    Zeros,
+    Ones,
 }
 
 /// Weights `[out, in]` and biases `[out]` of fully connected layers, by their names and the widths between them.
@@ -23,8 +33,12 @@ pub fn layers(names: impl Iterator<Item = String>, widths: &[usize]) -> Vec<Para
     let of_layer = |(name, ends): (String, &[usize])| {
         let (fan_in, out) = (ends[0], ends[1]);
         [
-            ParameterSpec { name: format!("{name}.weight"), shape: vec![out, fan_in], fan_in },
-            ParameterSpec { name: format!("{name}.bias"), shape: vec![out], fan_in },
+            ParameterSpec {
+                name: format!("{name}.weight"),
+                shape: vec![out, fan_in],
+                first: First::Uniform { fan_in },
+            },
+            ParameterSpec { name: format!("{name}.bias"), shape: vec![out], first: First::Uniform { fan_in } },
         ]
     };
     names.zip(widths.windows(2)).flat_map(of_layer).collect()
@@ -44,15 +58,21 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// First values: U(−1/√fan_in, 1/√fan_in), drawn in the order of the names, row by row.
+    /// Draws the first values in the order of the names, row by row.
     ///
     /// # Errors
     /// What the tensor library says.
     pub fn new(specs: Vec<ParameterSpec>, weights: &mut Generator) -> candle_core::Result<Self> {
         let variable = |spec: &ParameterSpec| {
-            let bound = (1.0 / (spec.fan_in as f64).sqrt()) as f32;
             let elements = spec.shape.iter().product();
-            let values: Vec<f32> = (0..elements).map(|_| (2.0 * weights.uniform() - 1.0) * bound).collect();
+            let values: Vec<f32> = match spec.first {
+                First::Uniform { fan_in } => {
+                    let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
+                    (0..elements).map(|_| (2.0 * weights.uniform() - 1.0) * bound).collect()
+                }
+                First::Zeros => vec![0.0; elements],
+                First::Ones => vec![1.0; elements],
+            };
             Var::from_vec(values, spec.shape.as_slice(), &Device::Cpu)
         };
         let variables = specs.iter().map(variable).collect::<Result<_, _>>()?;
@@ -87,18 +107,9 @@ impl Parameters {
         self.variables[place].as_detached_tensor()
     }
 
-    /// Goes back through the graph that leads from the parameters to `mean`, and gives each gradient to a sink.
-    ///
-    /// # Errors
-    /// What the tensor library or the sink says, and when the graph does not reach a parameter.
-    pub fn give_gradients(&self, mean: &Tensor, sink: &mut GradientSink<'_>) -> candle_core::Result<()> {
-        let gradients = mean.backward()?;
-        for (place, (spec, variable)) in self.specs.iter().zip(&self.variables).enumerate() {
-            let gradient = gradients.get(variable).ok_or_else(|| {
-                candle_core::Error::msg(format!("the loss does not depend on parameter {}", spec.name))
-            })?;
-            sink(place, &self.value(place), &gradient.contiguous()?)?;
-        }
-        Ok(())
+    /// The variable at a place, from which a graph is recorded.
+    #[must_use]
+    pub fn variable(&self, place: usize) -> &Var {
+        &self.variables[place]
     }
 }

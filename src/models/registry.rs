@@ -7,11 +7,12 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::kind::{Key, Kind};
-use super::{autoencoder, linear, mlp};
+use super::{attention, autoencoder, cnn, linear, mlp, recurrent};
 use crate::text::one_of;
 
 /// In the order of the reference.
-pub static KINDS: [&Kind; 3] = [&autoencoder::KIND, &linear::KIND, &mlp::KIND];
+pub static KINDS: [&Kind; 7] =
+    [&attention::KIND, &autoencoder::KIND, &cnn::KIND, &recurrent::GRU, &linear::KIND, &recurrent::LSTM, &mlp::KIND];
 
 /// Their names.
 pub static NAMES: [&str; KINDS.len()] = {

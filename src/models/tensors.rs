@@ -5,9 +5,18 @@ use std::cell::RefCell;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor};
 
 /// `sum[i] += values[i]`
+#[inline(always)]
 pub fn add(sum: &mut [f32], values: &[f32]) {
     for (sum, value) in sum.iter_mut().zip(values) {
         *sum += value;
+    }
+}
+
+/// `sum[i] += factor · values[i]`
+#[inline(always)]
+pub fn add_scaled(sum: &mut [f32], factor: f32, values: &[f32]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += factor * value;
     }
 }
 

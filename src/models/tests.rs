@@ -1,15 +1,20 @@
 //! What is true of every kind.
 
+mod reference;
+
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 
+use self::reference::Reference;
 use super::batch::samples::{records, waves, Sample};
 use super::batch::{Batch, Batcher};
 use super::error::ModelError;
 use super::kind::{ModelSpec, Shape, Task, Value};
-use super::loss::Loss;
+use super::loss::{Criterion, Loss};
 use super::model::Model;
 use super::ops::{product, relu};
-use super::parameters::ParameterSpec;
+use super::parameters::{First, ParameterSpec};
 use super::registry::{self, KINDS};
 use super::seed::{Generator, Purpose};
 use super::tensors::edit;
@@ -45,8 +50,11 @@ pub fn linear() -> ModelSpec {
 
 /// A small model of every kind.
 fn all() -> Vec<ModelSpec> {
-    let all = vec![autoencoder(0.0), linear(), mlp(0.0)];
-    assert_eq!(all.iter().map(|spec| spec.kind).collect::<Vec<_>>(), KINDS);
+    let mut all = dropping(0.0);
+    all.push(linear());
+    for kind in KINDS {
+        assert!(all.iter().any(|spec| spec.kind == kind), "{kind:?}");
+    }
     all
 }
 
@@ -65,9 +73,37 @@ fn read_as<'s>(spec: &ModelSpec, samples: &'s [Sample]) -> Vec<Example<'s>> {
     records(samples).into_iter().map(|(matrix, of)| (matrix, target(of))).collect()
 }
 
-/// Those that drop activations.
-fn dropping() -> Vec<ModelSpec> {
-    vec![autoencoder(0.4), mlp(0.4)]
+/// Those that drop activations, in their forms.
+pub fn dropping(share: f32) -> Vec<ModelSpec> {
+    let dropout = ("dropout", Value::Share(share));
+    let cnn = |widths: &[usize]| {
+        let values = [("channels", Value::Count(4)), ("widths", Value::Widths(widths.to_vec())), dropout.clone()];
+        spec("cnn", values, 6, 5)
+    };
+    let recurrent = |kind, bidirectional| {
+        let values = [("hidden", Value::Count(4)), ("bidirectional", Value::Flag(bidirectional)), dropout.clone()];
+        spec(kind, values, 6, 5)
+    };
+    let attention = |heads, positions: &str| {
+        let sizes = [("heads", Value::Count(heads)), ("hidden", Value::Count(6))];
+        let values = [("positions", Value::Choice(positions.to_owned())), dropout.clone()];
+        let mut spec = spec("attention", sizes, 6, 5);
+        spec.values.extend(values.map(|(key, value)| (key.to_owned(), value)));
+        spec
+    };
+    vec![
+        autoencoder(share),
+        mlp(share),
+        cnn(&[3]),
+        cnn(&[1, 2, 4, 6]),
+        recurrent("gru", false),
+        recurrent("gru", true),
+        recurrent("lstm", false),
+        recurrent("lstm", true),
+        attention(2, "learned"),
+        attention(3, "sinusoidal"),
+        attention(1, "none"),
+    ]
 }
 
 fn model(spec: &ModelSpec) -> Box<dyn Model> {
@@ -78,16 +114,24 @@ fn dropout() -> Option<Generator> {
     Some(Generator::new(1, 2, Purpose::Dropout, 3, 4))
 }
 
-fn loss(model: &dyn Model, batch: &Batch<'_>) -> f64 {
-    model.forward(batch, dropout()).unwrap().loss.mean()
+fn loss(spec: &ModelSpec, model: &dyn Model, batch: &Batch<'_>, dropout: Option<Generator>) -> Loss {
+    let pass = model.forward(batch, dropout).unwrap();
+    Criterion::plain(spec.task).compare(&pass.outputs, batch).unwrap().0
 }
 
 /// Full gradients by place, and how often each element was given.
-fn gradients(model: &dyn Model, batch: &Batch<'_>) -> Vec<(Vec<f32>, Vec<u32>)> {
+fn gradients(
+    spec: &ModelSpec,
+    model: &dyn Model,
+    batch: &Batch<'_>,
+    dropout: Option<Generator>,
+) -> Vec<(Vec<f32>, Vec<u32>)> {
+    let criterion = Criterion::plain(spec.task);
     let specs = model.parameters().specs();
     let size = |spec: &ParameterSpec| spec.shape.iter().product::<usize>();
     let mut found: Vec<_> = specs.iter().map(|spec| (vec![0.0; size(spec)], vec![0; size(spec)])).collect();
-    let pass = model.forward(batch, dropout()).unwrap();
+    let pass = model.forward(batch, dropout).unwrap();
+    let _ = criterion.compare(&pass.outputs, batch).unwrap();
     let mut sink = |place: usize, values: &Tensor, gradient: &Tensor| {
         assert_eq!(values.shape(), gradient.shape());
         let (gradients, times) = &mut found[place];
@@ -106,14 +150,16 @@ fn gradients(model: &dyn Model, batch: &Batch<'_>) -> Vec<(Vec<f32>, Vec<u32>)> 
 
 #[test]
 fn every_element_gets_one_gradient_and_every_parameter_learns() {
-    for spec in [all(), regressing(), dropping()].concat() {
+    for spec in [all(), regressing(), dropping(0.4)].concat() {
         let model = model(&spec);
         for lengths in [&[6, 2, 4, 6, 1, 3, 5, 2][..], &[2, 1, 3], &[1]] {
             let (samples, mut batcher) = (waves(Dtype::F32, lengths, 5), Batcher::new(spec.input()).unwrap());
             let batch = batcher.build(&read_as(&spec, &samples)).unwrap();
-            for (spec, (gradient, times)) in model.parameters().specs().iter().zip(gradients(model.as_ref(), &batch)) {
-                assert!(times.iter().all(|&times| times == 1), "{}", spec.name);
-                assert!(lengths.len() < 8 || gradient.iter().any(|&g| g != 0.0), "{} stays as it is", spec.name);
+            let found = gradients(&spec, model.as_ref(), &batch, dropout());
+            for (parameter, (gradient, times)) in model.parameters().specs().iter().zip(found) {
+                let name = &parameter.name;
+                assert!(times.iter().all(|&times| times == 1), "{spec:?}: {name}");
+                assert!(lengths.len() < 8 || gradient.iter().any(|&g| g != 0.0), "{spec:?}: {name} stays as it is");
             }
         }
     }
@@ -175,8 +221,8 @@ fn loss_and_gradients_are_those_of_candles_own_layers_and_autograd() {
         let batch = batcher.build(&records(&samples)).unwrap();
         let model = model(&spec);
         let (loss, expected) = by_autograd(&spec, model.as_ref(), &samples);
-        assert!((model.forward(&batch, None).unwrap().loss.mean() - loss).abs() < 1e-6);
-        for ((found, _), expected) in gradients(model.as_ref(), &batch).iter().zip(&expected) {
+        assert!((self::loss(&spec, model.as_ref(), &batch, None).mean() - loss).abs() < 1e-6);
+        for ((found, _), expected) in gradients(&spec, model.as_ref(), &batch, None).iter().zip(&expected) {
             let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(largest < 1e-6, "{largest}");
         }
@@ -184,21 +230,61 @@ fn loss_and_gradients_are_those_of_candles_own_layers_and_autograd() {
 }
 
 #[test]
+fn losses_and_gradients_are_those_of_the_formulas_in_f64() {
+    const STEP: f64 = 1e-6;
+    for spec in [all(), regressing()].concat() {
+        let (samples, mut batcher) =
+            (waves(Dtype::F32, &[6, 2, 4, 6, 1, 3, 5, 2], 5), Batcher::new(spec.input()).unwrap());
+        let examples = read_as(&spec, &samples);
+        let batch = batcher.build(&examples).unwrap();
+        let model = model(&spec);
+        let rows = |sample: &Sample| {
+            let value = |bytes: &[u8]| f64::from(f32::from_le_bytes(bytes.try_into().unwrap()));
+            sample.bytes.chunks(4 * 5).map(|row| row.chunks(4).map(value).collect()).collect::<Vec<Vec<f64>>>()
+        };
+        let plain: Vec<_> =
+            samples.iter().zip(&examples).map(|(sample, (_, target))| (rows(sample), *target)).collect();
+        let values = |(place, parameter): (usize, &ParameterSpec)| {
+            let values: Vec<f32> = model.parameters().value(place).flatten_all().unwrap().to_vec1().unwrap();
+            (parameter.name.clone(), values.into_iter().map(f64::from).collect())
+        };
+        let mut parameters: BTreeMap<String, Vec<f64>> =
+            model.parameters().specs().iter().enumerate().map(values).collect();
+        let at = |parameters: &BTreeMap<String, Vec<f64>>| Reference { spec: &spec, parameters }.loss(&plain);
+        let (found, expected) = (loss(&spec, model.as_ref(), &batch, None).mean(), at(&parameters));
+        assert!((found - expected).abs() < 2e-6, "{spec:?}: loss {found} for {expected}");
+        let names: Vec<String> = parameters.keys().cloned().collect();
+        for (name, (gradient, _)) in names.iter().zip(gradients(&spec, model.as_ref(), &batch, None)) {
+            for (i, found) in gradient.into_iter().enumerate() {
+                let mut moved = |by: f64| {
+                    parameters.get_mut(name).unwrap()[i] += by;
+                    let loss = at(&parameters);
+                    parameters.get_mut(name).unwrap()[i] -= by;
+                    loss
+                };
+                let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                assert!((f64::from(found) - expected).abs() < 3e-6, "{spec:?} {name}[{i}]: {found} for {expected}");
+            }
+        }
+    }
+}
+
+#[test]
 fn gradients_are_those_of_the_loss() {
     const STEP: f32 = 2e-3;
-    for spec in [all(), regressing(), dropping()].concat() {
+    for spec in [all(), regressing(), dropping(0.4)].concat() {
         let (samples, mut batcher) = (waves(Dtype::F32, &[4, 2, 3, 1, 4, 3], 5), Batcher::new(spec.input()).unwrap());
         let batch = batcher.build(&read_as(&spec, &samples)).unwrap();
         let model = model(&spec);
-        for (place, (gradient, _)) in gradients(model.as_ref(), &batch).iter().enumerate() {
+        for (place, (gradient, _)) in gradients(&spec, model.as_ref(), &batch, dropout()).iter().enumerate() {
             let value = model.parameters().value(place);
             let nudge = |at: usize, by: f32| edit(&value, |values| values[at] += by).unwrap();
             let mut differences: Vec<f64> = Vec::new();
             for (at, &gradient) in gradient.iter().enumerate() {
                 nudge(at, STEP);
-                let above = loss(model.as_ref(), &batch);
+                let above = loss(&spec, model.as_ref(), &batch, dropout()).mean();
                 nudge(at, -2.0 * STEP);
-                let below = loss(model.as_ref(), &batch);
+                let below = loss(&spec, model.as_ref(), &batch, dropout()).mean();
                 nudge(at, STEP);
                 differences.push(((above - below) / (2.0 * f64::from(STEP)) - f64::from(gradient)).abs());
             }
@@ -220,8 +306,7 @@ fn cut_rows_and_neighbours_do_not_matter() {
         let loss = |samples: &[Sample]| {
             let mut batcher = Batcher::new(spec.input()).unwrap();
             let batch = batcher.build(&read_as(&spec, samples)).unwrap();
-            let pass = model.forward(&batch, None).unwrap();
-            pass.loss
+            self::loss(&spec, model.as_ref(), &batch, None)
         };
         let (long, short) = (Sample::wave(Dtype::F32, 9, 5, 1), Sample::wave(Dtype::F32, 6, 5, 1));
         assert_eq!(loss(&[long]), loss(&[short]), "rows beyond rows_max are not read");
@@ -249,7 +334,7 @@ fn dropout_follows_its_generator() {
     let (samples, model) = (waves(Dtype::F32, &[3, 2, 6], 5), model(&autoencoder(0.5)));
     let mut batcher = Batcher::new(autoencoder(0.5).input()).unwrap();
     let batch = batcher.build(&records(&samples)).unwrap();
-    let loss = |dropout| model.forward(&batch, dropout).unwrap().loss.sum;
+    let loss = |dropout| loss(&autoencoder(0.5), model.as_ref(), &batch, dropout).sum;
     let step = |step| Some(Generator::new(1, 2, Purpose::Dropout, 0, step));
     assert_eq!(loss(step(1)), loss(step(1)));
     assert_ne!(loss(step(1)), loss(step(2)));
@@ -287,11 +372,14 @@ fn labels_have_to_be_classes() {
     let (model, mut samples) = (model(&mlp(0.0)), waves(Dtype::F32, &[1, 2, 3], 5));
     let mut batcher = Batcher::new(mlp(0.0).input()).unwrap();
     samples[1].label = None;
-    let batch = batcher.build(&records(&samples)).unwrap();
-    assert!(matches!(model.forward(&batch, None), Err(ModelError::NoLabel { record: 1 })));
+    let mut refused = |samples: &[Sample]| {
+        let batch = batcher.build(&records(samples)).unwrap();
+        let pass = model.forward(&batch, None).unwrap();
+        Criterion::plain(Task::Classification).compare(&pass.outputs, &batch).unwrap_err()
+    };
+    assert!(matches!(refused(&samples), ModelError::NoLabel { record: 1 }));
     samples[1].label = Some(3);
-    let batch = batcher.build(&records(&samples)).unwrap();
-    assert!(matches!(model.forward(&batch, None), Err(ModelError::Label { record: 1, label: 3, classes: 3 })));
+    assert!(matches!(refused(&samples), ModelError::Label { record: 1, label: 3, classes: 3 }));
 }
 
 #[test]
@@ -299,12 +387,15 @@ fn labels_have_to_be_numbers_where_numbers_are_learnt() {
     for spec in regressing() {
         let (model, mut samples) = (model(&spec), waves(Dtype::F32, &[1, 2, 3], 5));
         let mut batcher = Batcher::new(spec.input()).unwrap();
-        let batch = batcher.build(&records(&samples)).unwrap();
-        let refused = model.forward(&batch, None).err().unwrap().to_string();
-        assert_eq!(refused, "record 0 of the batch is labelled with something else than a number");
+        let mut refused = |examples: &[Example<'_>]| {
+            let batch = batcher.build(examples).unwrap();
+            let pass = model.forward(&batch, None).unwrap();
+            Criterion::plain(Task::Regression).compare(&pass.outputs, &batch).unwrap_err()
+        };
+        let message = refused(&records(&samples[..1])).to_string();
+        assert_eq!(message, "record 0 of the batch is labelled with something else than a number");
         samples[1].label = None;
-        let batch = batcher.build(&read_as(&spec, &samples)).unwrap();
-        assert!(matches!(model.forward(&batch, None), Err(ModelError::NoLabel { record: 1 })));
+        assert!(matches!(refused(&read_as(&spec, &samples)), ModelError::NoLabel { record: 1 }));
     }
 }
 
@@ -316,13 +407,22 @@ fn a_squared_error_is_the_mean_over_the_records() {
         let read = read_as(&spec, &samples);
         let batch = batcher.build(&read).unwrap();
         let pass = model.forward(&batch, None).unwrap();
-        assert_eq!(pass.outputs.len(), 4);
+        let (loss, outputs) = Criterion::plain(Task::Regression).compare(&pass.outputs, &batch).unwrap();
+        assert_eq!(outputs.len(), 4);
         let error = |(&output, target): (&f32, &Target)| match *target {
             Target::Number(number) => (f64::from(output) - f64::from(number)).powi(2),
             other => panic!("{other:?}"),
         };
-        let sum: f64 = pass.outputs.iter().zip(batch.targets).map(error).sum();
-        assert!((pass.loss.mean() - sum / 4.0).abs() < 1e-6, "{spec:?}");
+        let sum: f64 = outputs.iter().zip(batch.targets).map(error).sum();
+        assert!((loss.mean() - sum / 4.0).abs() < 1e-6, "{spec:?}");
+    }
+}
+
+/// 0 where the first values are no range.
+fn fan_in(spec: &ParameterSpec) -> usize {
+    match spec.first {
+        First::Uniform { fan_in } => fan_in,
+        First::Zeros | First::Ones => 0,
     }
 }
 
@@ -330,7 +430,7 @@ fn a_squared_error_is_the_mean_over_the_records() {
 fn names_shapes_and_first_ranges() {
     let listed = |spec: &ModelSpec| {
         let specs = spec.parameters().unwrap();
-        specs.iter().map(|spec| format!("{} {:?} {}", spec.name, spec.shape, spec.fan_in)).collect::<Vec<_>>()
+        specs.iter().map(|spec| format!("{} {:?} {}", spec.name, spec.shape, fan_in(spec))).collect::<Vec<_>>()
     };
     assert_eq!(listed(&mlp(0.0)), ["l1.bias [7] 5", "l1.weight [7, 5] 5", "l2.bias [3] 7", "l2.weight [3, 7] 7"]);
     let expected = [
@@ -346,7 +446,7 @@ fn names_shapes_and_first_ranges() {
     assert_eq!(listed(&autoencoder(0.0)), expected);
     let model = model(&autoencoder(0.0));
     for (place, spec) in model.parameters().specs().iter().enumerate() {
-        let bound = 1.0 / (spec.fan_in as f32).sqrt();
+        let bound = 1.0 / (fan_in(spec) as f32).sqrt();
         let values: Vec<f32> = model.parameters().value(place).flatten_all().unwrap().to_vec1().unwrap();
         assert!(values.iter().all(|value| value.abs() <= bound));
         let spread = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
@@ -372,7 +472,6 @@ fn settings_out_of_range_are_named() {
         (autoencoder(4, 4, &[], 0.0), "layers"),
         (autoencoder(4, 4, &[2, 0], 0.0), "layers"),
         (autoencoder(4, 4, &[2], 1.0), "dropout"),
-        (autoencoder(4, 4, &[2], f32::NAN), "dropout"),
         (mlp(0, 4, 2, 3, 0.0), "rows_max"),
         (mlp(4, 0, 2, 3, 0.0), "dim"),
         (mlp(4, 4, 0, 3, 0.0), "hidden"),
@@ -402,6 +501,7 @@ fn values_take_the_types_of_their_keys_and_defaults_fill_gaps() {
     );
     assert_eq!(read(r#"{"hiden": 7}"#).unwrap_err(), "unknown field `hiden` of model `mlp`; did you mean `hidden`?");
     assert_eq!(read(r#"{"hidden": 0.5}"#).unwrap_err(), "`hidden` is of another type");
+    assert_eq!(read(r#"{"dropout": 1e300}"#).unwrap_err(), "`dropout` is beyond a 32-bit number");
 }
 
 #[test]

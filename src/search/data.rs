@@ -2,6 +2,7 @@
 
 use super::file::{Search, Unlabelled};
 use super::objective::Objective;
+use super::parameters::Configuration;
 use super::section::Error;
 use crate::coordinates::Coordinates;
 use crate::features::range::{Survey, LABELS_BYTES_MAX};
@@ -27,20 +28,20 @@ impl Search {
         }
         let learns = |task: Task| self.trials.iter().any(|trial| trial.parameters.task(trial.model) == task);
         let (classifiers, regressors) = (learns(Task::Classification), learns(Task::Regression));
-        if (classifiers || regressors) && survey.unlabelled == survey.records() {
+        if (classifiers || regressors) && survey.unlabelled() == survey.records() {
             let what = if classifiers { "no classifier can be trained" } else { "no number can be learnt" };
             return Err(Error::Data(format!(
                 "no record of topic `{topic}` has a `label` header, so {what}; label the \
                 texts, or train an autoencoder"
             )));
         }
-        if (classifiers || regressors) && survey.unlabelled > 0 && self.unlabelled == Unlabelled::Refuse {
+        if (classifiers || regressors) && survey.unlabelled() > 0 && self.unlabelled == Unlabelled::Refuse {
             let Coordinates { partition, offset } = survey.first_unlabelled.unwrap_or_default();
             let who = if classifiers { "classifiers" } else { "models" };
             return Err(Error::Data(format!(
                 "{} of {} records of topic `{topic}` have no `label` header (the first at {topic}/{partition} offset \
                  {offset}); `unlabelled = \"skip\"` in the search file trains {who} without them",
-                survey.unlabelled,
+                survey.unlabelled(),
                 survey.records()
             )));
         }
@@ -61,13 +62,13 @@ impl Search {
         if let (true, Some(warning)) = (classifiers, one_class(survey.labels.keys())) {
             warnings.push(warning);
         }
-        if self.validation > 0 && survey.validation == 0 {
+        if self.validation > 0 && survey.split.validation == 0 {
             warnings.push(format!(
                 "no record falls into the validation split (1 in {}); there will be no validation values",
                 self.validation
             ));
         }
-        if survey.validation == survey.records() {
+        if survey.split.training == 0 {
             return Err(Error::Data(format!(
                 "all {} records of topic `{topic}` fall into the validation split; raise `validation` or set it to 0",
                 survey.records()
@@ -87,10 +88,35 @@ impl Search {
         }
         let record_bytes = (survey.rows_read * (survey.dim * survey.number_bytes) as u64 / survey.records()).max(1);
         let window = u32::try_from((WINDOW_BYTES / record_bytes).clamp(1, WINDOW_RECORDS)).unwrap_or(1);
+        for (number, trial) in self.trials.iter().enumerate() {
+            let (records, parameters) = (training_records(trial, survey), &trial.parameters);
+            let steps = records.div_ceil(parameters.batch_size.into()).saturating_mul(parameters.epochs);
+            if records == 0 {
+                return Err(Error::Data(format!(
+                    "trial number {number} learns from labels, and no record of topic `{topic}` that has one falls \
+                     into the training split; label more texts, or lower the share of `validation`"
+                )));
+            }
+            if parameters.warm_up >= steps {
+                return Err(Error::Data(format!(
+                    "`warm_up` is {} steps, and trial number {number} makes {steps} in all (records: {records}, \
+                     batch_size: {}, epochs: {}); a few per cent of them are usual",
+                    parameters.warm_up, parameters.batch_size, parameters.epochs
+                )));
+            }
+        }
         for trial in &mut self.trials {
             trial.parameters.window = self.window.unwrap_or(window);
         }
         Ok(warnings)
+    }
+}
+
+/// Records of the training split that a trial learns from.
+pub fn training_records(trial: &Configuration, survey: &Survey) -> u64 {
+    match trial.parameters.task(trial.model).needs_labels() {
+        true => survey.labelled.training,
+        false => survey.split.training,
     }
 }
 

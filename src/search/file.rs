@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::objective::Objective;
-use super::parameters::{Configuration, HyperParameters, OptimizerName};
+use super::parameters::{ClassWeights, Configuration, HyperParameters, OptimizerName};
 use super::section::{refuse_unknown, Error, Section};
 use super::space::grid;
-use crate::models::kind::{Kind, Preset};
-use crate::models::registry;
+use crate::models::kind::{Kind, Preset, Task};
+use crate::models::{linear, registry};
 
 /// Most trials of one search.
 pub const TRIALS_MAX: usize = 10_000;
@@ -15,9 +15,10 @@ pub const TRIALS_MAX: usize = 10_000;
 const PATH_BYTES_MAX: usize = 4096;
 
 /// Keys that belong to the search as a whole.
-const SEARCH_KEYS: [&str; 8] = ["name", "topic", "objective", "seed", "validation", "rows_max", "unlabelled", "window"];
+const SEARCH_KEYS: [&str; 9] =
+    ["name", "topic", "objective", "seed", "validation", "rows_max", "unlabelled", "window", "baseline"];
 /// Keys that belong to a trial, whatever its model is; outside `[[trial]]` they are defaults of all.
-const TRIAL_KEYS: [&str; 11] = [
+const TRIAL_KEYS: [&str; 16] = [
     "model",
     "task",
     "epochs",
@@ -27,6 +28,11 @@ const TRIAL_KEYS: [&str; 11] = [
     "weight_decay",
     "momentum",
     "shuffle",
+    "clip_norm",
+    "schedule",
+    "warm_up",
+    "label_smoothing",
+    "class_weights",
     "initial_weights",
     "checkpoint_every",
 ];
@@ -105,6 +111,7 @@ impl Search {
             let key = if search.rows_max == 0 { "rows_max" } else { "window" };
             return Err(top.invalid(key, "must be at least 1"));
         }
+        let _ = top.optional::<bool>("baseline")?;
         search.trials = search.expand(&table)?;
         Ok(search)
     }
@@ -137,6 +144,11 @@ impl Search {
                 return Err(Error::Invalid { key: key.clone(), place, message: "is an empty list".into() });
             }
             let model: &'static Kind = Section { place: place.clone(), table: &merged }.required("model")?;
+            if !model.tasks.contains(&Task::Classification) {
+                for key in ["label_smoothing", "class_weights"].into_iter().filter(|key| !own.contains_key(*key)) {
+                    drop(merged.remove(key));
+                }
+            }
             // A default for another model's shape is not meant for this one.
             for key in registry::keys() {
                 if model.key(key.name).is_none() && !own.contains_key(key.name) {
@@ -154,7 +166,21 @@ impl Search {
                 trials.push(self.configuration(&Section { place: place.clone(), table: &point }, model)?);
             }
         }
+        if table.get("baseline").and_then(toml::Value::as_bool) == Some(true) {
+            trials.push(self.baseline(defaults)?);
+        }
         Ok(trials)
+    }
+
+    /// A `linear` trial with the defaults of all, the first of each list.
+    fn baseline(&self, mut defaults: toml::Table) -> Result<Configuration, Error> {
+        let place = "the trial of `baseline = true`".to_owned();
+        let _ = defaults.insert("model".into(), linear::KIND.name.into());
+        for key in ["initial_weights"].into_iter().chain(registry::keys().iter().map(|key| key.name)) {
+            drop(defaults.remove(key));
+        }
+        let table = grid(&defaults, is_list).next().unwrap_or(defaults.clone());
+        self.configuration(&Section { place, table: &table }, &linear::KIND)
     }
 
     fn no_tables(&self) -> Error {
@@ -185,6 +211,11 @@ impl Search {
                 .transpose()?,
             validation: self.validation,
             window: self.window.unwrap_or(0),
+            clip_norm: section.optional("clip_norm")?,
+            schedule: section.optional("schedule")?.unwrap_or_default(),
+            warm_up: section.optional("warm_up")?.unwrap_or(0),
+            label_smoothing: section.optional("label_smoothing")?.unwrap_or(0.0),
+            class_weights: section.optional("class_weights")?.unwrap_or_default(),
             task: section.task(model)?,
             own: section.own(model)?,
         };
@@ -194,6 +225,21 @@ impl Search {
         }
         if parameters.momentum.is_some() && optimizer != OptimizerName::Sgd {
             return Err(section.invalid("momentum", "belongs to `optimizer = \"sgd\"`"));
+        }
+        if parameters.clip_norm.is_some_and(|norm| !(norm.is_finite() && norm > 0.0)) {
+            return Err(section.invalid("clip_norm", "must be above 0; without the key nothing is shortened"));
+        }
+        if !(0.0..1.0).contains(&parameters.label_smoothing) {
+            return Err(section.invalid("label_smoothing", "must be at least 0 and below 1"));
+        }
+        if parameters.task(model) != Task::Classification {
+            let smoothed = parameters.label_smoothing > 0.0;
+            let weighted = parameters.class_weights != ClassWeights::None;
+            if let Some((key, _)) =
+                [("label_smoothing", smoothed), ("class_weights", weighted)].iter().find(|(_, set)| *set)
+            {
+                return Err(section.invalid(key, "belongs to `task = \"classify\"`"));
+            }
         }
         let initial_weights: Option<String> = section.optional("initial_weights")?;
         if initial_weights.as_ref().is_some_and(|path| path.len() > PATH_BYTES_MAX) {

@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod file;
+pub mod naive;
 pub mod objective;
 pub mod parameters;
 pub mod record;

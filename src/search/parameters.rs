@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::learn::optimizer::{OptimizerSpec, Rule};
-use crate::models::kind::{Kind, ModelSpec, Shape, Task, Value, Values};
+use crate::learn::schedule::Shape;
+use crate::models::kind::{self, Kind, ModelSpec, Task, Value, Values};
 
 /// Which rule updates the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,22 @@ pub enum OptimizerName {
     /// SGD, with momentum if set.
     Sgd,
     RmsProp,
+}
+
+/// What the records of a class count in the loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassWeights {
+    /// All the same.
+    #[default]
+    None,
+    /// n / (C · n_c) with n_c of n training records in one of C classes, as scikit-learn has it.
+    Balanced,
+}
+
+/// Records of older versions have no such key, and stay as they are.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// The hyper-parameters of one trial, as they are stored with it.
@@ -43,6 +60,21 @@ pub struct HyperParameters {
     pub validation: u32,
     /// Records of a shuffle window.
     pub window: u32,
+    /// Longest gradient of a step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// How the learning rate goes on.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub schedule: Shape,
+    /// Steps until the learning rate is reached.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub warm_up: u64,
+    /// Share of a class's target that is spread over all.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub label_smoothing: f64,
+    /// What records of rare classes count.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub class_weights: ClassWeights,
     /// What the model learns; the first of its kind's tasks when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
@@ -62,8 +94,13 @@ pub struct Configuration {
 
 impl HyperParameters {
     /// The model that these parameters describe.
-    pub fn model_spec(&self, kind: &'static Kind, rows_max: usize, dim: usize, classes: usize) -> ModelSpec {
-        ModelSpec { kind, task: self.task(kind), values: self.own.clone(), shape: Shape { rows_max, dim, classes } }
+    pub fn model_spec(&self, model: &'static Kind, rows_max: usize, dim: usize, classes: usize) -> ModelSpec {
+        ModelSpec {
+            kind: model,
+            task: self.task(model),
+            values: self.own.clone(),
+            shape: kind::Shape { rows_max, dim, classes },
+        }
     }
 
     /// What a model of this kind learns.
@@ -100,9 +137,18 @@ pub fn summary(model: &'static Kind, parameters: &HyperParameters) -> BTreeMap<&
         ("batch_size", parameters.batch_size.to_string()),
         ("optimizer", format!("{:?}", parameters.optimizer).to_lowercase()),
     ]);
-    if let Some(task) = parameters.task {
-        drop(summary.insert("task", task.name().to_owned()));
-    }
+    let mut tell = |key, value: Option<String>| {
+        if let Some(value) = value {
+            drop(summary.insert(key, value));
+        }
+    };
+    tell("task", parameters.task.map(|task| task.name().to_owned()));
+    tell("clip_norm", parameters.clip_norm.map(number));
+    tell("warm_up", Some(parameters.warm_up).filter(|steps| *steps > 0).map(|steps| steps.to_string()));
+    tell("label_smoothing", Some(parameters.label_smoothing).filter(|share| *share > 0.0).map(number));
+    let name = |debugged: String| Some(debugged.to_lowercase());
+    tell("schedule", name(format!("{:?}", parameters.schedule)).filter(|_| !is_default(&parameters.schedule)));
+    tell("class_weights", Some("balanced".to_owned()).filter(|_| !is_default(&parameters.class_weights)));
     let mut sizes = Vec::new();
     for key in model.keys {
         match parameters.own.get(key.name) {

@@ -8,8 +8,9 @@ use super::objective::Objective;
 use super::parameters::HyperParameters;
 use crate::features::range::{PartitionRange, Range};
 use crate::features::window::{Labels, Reading};
-use crate::learn::fit::{Fit, FitError};
+use crate::learn::fit::{Fit, FitError, Recipe};
 use crate::learn::optimizer::OptimizerSpec;
+use crate::learn::schedule::Schedule;
 use crate::models::batch::Layout;
 use crate::models::kind::{Kind, ModelSpec, Task};
 use crate::output::Outcome;
@@ -17,6 +18,10 @@ use crate::text::shortened;
 
 /// Changes whenever the same inputs would give other weights; a checkpoint of another version is refused.
 pub const TRAINING_FORMAT: u32 = 1;
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
 
 /// One trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +53,15 @@ pub struct TrialRecord {
     pub dim: usize,
     /// Version of the computation.
     pub training_format: u32,
+    /// Records of the training split that it learns from; 0 in records of older versions.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub training_records: u64,
+    /// Of those, how many there are of each class, where that matters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_counts: Vec<u64>,
+    /// Measured name → what is reached without reading a text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub naive: BTreeMap<String, f64>,
     /// It begins with weights given with the search, in the checkpoint slot `initial`.
     #[serde(default)]
     pub initial: bool,
@@ -159,7 +173,28 @@ impl TrialRecord {
     /// # Errors
     /// Settings out of range, by the names they have in a search file.
     pub fn fit(&self) -> Result<Fit, FitError> {
-        Fit::new(self.model_spec(), self.optimizer_spec(), self.seed, self.number)
+        Ok(Fit::new(self.model_spec(), self.optimizer_spec(), self.seed, self.number)?.with(self.recipe()))
+    }
+
+    /// How it trains, besides.
+    pub fn recipe(&self) -> Recipe {
+        let HyperParameters { schedule, warm_up, clip_norm, label_smoothing, .. } = self.parameters;
+        let steps_of_epoch = self.training_records.div_ceil(u64::from(self.parameters.batch_size).max(1));
+        let steps = steps_of_epoch.saturating_mul(self.parameters.epochs);
+        let (classes, records) = (self.class_counts.len() as f64, self.class_counts.iter().sum::<u64>() as f64);
+        // A class that training never meets weighs nothing.
+        let weight = |&count: &u64| if count == 0 { 0.0 } else { records / (classes * count as f64) };
+        Recipe {
+            schedule: Schedule { shape: schedule, warm_up, steps },
+            clip_norm,
+            label_smoothing,
+            class_weights: self.class_counts.iter().map(weight).collect(),
+        }
+    }
+
+    /// The learning rate of the step that came after so many.
+    pub fn learning_rate(&self, done: u64) -> f64 {
+        self.parameters.learning_rate * self.recipe().schedule.factor(done)
     }
 
     /// How far it is, as far as the record says; whether it runs just now only its process knows.

@@ -27,6 +27,8 @@ pub struct Leaderboard {
     pub objective: String,
     /// Records of the frozen range.
     pub records: u64,
+    /// Measured name → what is reached without reading a text: the most frequent class, or the mean.
+    pub naive: BTreeMap<String, f64>,
     /// What to know before believing it.
     pub warnings: Vec<String>,
     /// Best first; trials without a measurement last.
@@ -58,6 +60,8 @@ impl Leaderboard {
     pub fn of(search: &str, Results { trials }: Results) -> Self {
         let objective = trials.first().map_or_else(Objective::loss, |(record, _)| record.objective.clone());
         let records = trials.first().map_or(0, |(record, _)| record.range().records());
+        let naive = trials.iter().map(|(record, _)| &record.naive).find(|naive| !naive.is_empty());
+        let naive = naive.cloned().unwrap_or_default();
         let classifier = trials.iter().find(|(record, _)| record.task() == Task::Classification);
         let warnings = classifier.and_then(|(record, _)| one_class(record.labels.iter())).into_iter().collect();
         let mut trials: Vec<Entry> = trials
@@ -86,7 +90,7 @@ impl Leaderboard {
         for (i, trial) in trials.iter_mut().enumerate() {
             trial.rank = i + 1;
         }
-        Self { search: search.to_owned(), objective: objective.name, records, warnings, trials }
+        Self { search: search.to_owned(), objective: objective.name, records, naive, warnings, trials }
     }
 }
 

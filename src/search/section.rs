@@ -81,6 +81,8 @@ impl Section<'_> {
                 Preset::Count(_) => self.optional(key.name)?.map(Value::Count),
                 Preset::Share(_) => self.optional(key.name)?.map(Value::Share),
                 Preset::Widths(_) => self.optional(key.name)?.map(Value::Widths),
+                Preset::Flag(_) => self.optional(key.name)?.map(Value::Flag),
+                Preset::Choice(_) => self.optional(key.name)?.map(Value::Choice),
             };
             drop(own.insert(key.name.to_owned(), value.unwrap_or_else(|| key.default.value())));
         }

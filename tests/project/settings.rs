@@ -334,7 +334,11 @@ fn what_a_key_of_a_search_should_be_is_said_in_the_users_words() {
         ("name = \"s\"\nmodel = \"mlp\"\nbatch_size = -1", "is -1, not a whole number from 0 to 4294967295"),
         ("name = \"s\"\nmodel = \"mlp\"\nbatch_size = [8, \"x\"]", "is \"x\", not a whole number"),
         ("name = \"s\"\nmodel = \"mlp\"\nshuffle = 1", "`shuffle` is 1, not true or false"),
-        ("name = \"s\"\nmodel = \"mpl\"", "is \"mpl\", not one of `autoencoder`, `linear`, `mlp`; did you mean `mlp`?"),
+        (
+            "name = \"s\"\nmodel = \"mpl\"",
+            "is \"mpl\", not one of `attention`, `autoencoder`, `cnn`, `gru`, `linear`, `lstm`, `mlp`; did \
+            you mean `mlp`?",
+        ),
         ("name = \"s\"\nmodel = 1", "is 1, not one of `autoencoder`, `linear`, `mlp`"),
         (
             "name = \"s\"\nmodel = \"mlp\"\nobjective = \"accuracy\"",

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+mod pytorch;
 mod truth;
 
 use safetensors::tensor::{Dtype as FileDtype, TensorView};
@@ -10,7 +11,7 @@ use self::truth::{near, truth_parameters, weights_file};
 use super::super::optimizer::Rule;
 use super::*;
 use crate::models::batch::samples::{records, waves, Sample};
-use crate::models::tests::{autoencoder, mlp};
+use crate::models::tests::{autoencoder, dropping, mlp};
 
 const RULES: [Rule; 4] = [Rule::ADAMW, Rule::SGD, Rule::Sgd { momentum: 0.9 }, Rule::RMSPROP];
 
@@ -47,7 +48,7 @@ fn train(spec: &ModelSpec, rule: Rule, restart: &[usize]) -> (Vec<StepReport>, V
 
 #[test]
 fn a_restart_at_any_step_changes_no_bit() {
-    for spec in [mlp(0.0), mlp(0.3), autoencoder(0.0), autoencoder(0.3)] {
+    for spec in [dropping(0.0), dropping(0.3)].concat() {
         for rule in RULES {
             let through = train(&spec, rule, &[]);
             for step in 0..batches().len() {

@@ -368,7 +368,8 @@ impl<'c> Training<'c> {
             step: progress.step,
             records: progress.records,
             measured,
-            learning_rate: self.record.parameters.learning_rate,
+            // Of the step before, which is what the loss came with.
+            learning_rate: self.record.learning_rate(progress.step.saturating_sub(1)),
             gradient_norm: (sums.steps > 0).then(|| sums.gradient_norm / sums.steps as f64),
             records_per_second: Some(per_second),
             time_ms: now_ms(),

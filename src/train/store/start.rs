@@ -13,8 +13,10 @@ use crate::kafka::topics::Declarations;
 use crate::learn::fit::FitError;
 use crate::models::kind::Task;
 use crate::output::Slot;
+use crate::search::data::training_records;
 use crate::search::file::Search;
-use crate::search::parameters::Configuration;
+use crate::search::naive;
+use crate::search::parameters::{ClassWeights, Configuration};
 use crate::search::record::{TrialRecord, TRAINING_FORMAT};
 use crate::search::section;
 use crate::text::{nearest, shortened};
@@ -125,6 +127,12 @@ fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<Tri
             rows_max: search.rows_max,
             dim: survey.dim,
             training_format: TRAINING_FORMAT,
+            training_records: training_records(configuration, survey),
+            class_counts: match configuration.parameters.class_weights {
+                ClassWeights::None => Vec::new(),
+                ClassWeights::Balanced => survey.labels.values().map(|split| split.training).collect(),
+            },
+            naive: naive::scores(configuration.parameters.task(configuration.model), survey),
             initial: configuration.initial_weights.is_some(),
             created_ms,
             attempt: 0,
