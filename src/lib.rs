@@ -38,6 +38,7 @@
 //! - [`http`]: both of them for others to read
 //! - [`coordinates`]: where records lie, and where readers stand
 //! - [`sync`]: the locks that threads share things by
+//! - [`testing`]: trains models on records in memory, for tests of a user's own
 //! - [`text`]: words for people, at the bottom of all
 
 // They panic where nobody can read: `cli::output` does not.
@@ -84,5 +85,7 @@ pub mod metrics;
 pub mod status;
 
 pub mod http;
+
+pub mod testing;
 
 pub mod text;

@@ -27,7 +27,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::Settings;
 use crate::kafka;
+use crate::learn::doctor;
+use crate::models::kind::Kind;
+use crate::models::registry;
 use crate::parts::Parts;
+use crate::search::file::reserved_keys;
 
 /// Exit codes, as in `sysexits.h`.
 mod code {
@@ -226,6 +230,22 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             output::say(format_args!("sweepstream: {}", failure.message()));
             ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// The same with models of one's own, which search files then name as they name the built-in ones. Each is looked over
+/// first (see [`doctor`]). To be called before anything else, as all that `main` does.
+pub fn main_with(kinds: &[&'static Kind]) -> ExitCode {
+    // Before any thread: a trial computes on one thread, and matmul asks this variable each time.
+    std::env::set_var("RAYON_NUM_THREADS", "1");
+    let registered = registry::register(kinds, &reserved_keys()).map_err(anyhow::Error::new);
+    let sound = || kinds.iter().try_for_each(|kind| doctor::examine(kind).map_err(anyhow::Error::new));
+    match registered.and_then(|()| sound()) {
+        Ok(()) => main(),
+        Err(error) => {
+            output::say(format_args!("sweepstream: {error}"));
+            ExitCode::from(code::SOFTWARE)
         }
     }
 }

@@ -20,10 +20,11 @@ use super::scores::Evaluation;
 use super::tensor_file::{self, FileError, TensorData, Values};
 use crate::features::codec::Dtype;
 use crate::features::window::Example;
-use crate::models::batch::{BatchError, Batcher};
+use crate::models::batch::{Batch, BatchError, Batcher};
+use crate::models::criterion::Criterion;
 use crate::models::error::ModelError;
 use crate::models::kind::ModelSpec;
-use crate::models::loss::Criterion;
+use crate::models::loss::Loss;
 use crate::models::model::{Model, Pass};
 use crate::models::ops::sum_of_squares;
 use crate::models::parameters::ParameterSpec;
@@ -154,8 +155,7 @@ impl Fit {
         let batch = self.batcher.build(records)?;
         let dropout = Generator::new(self.seed, self.trial, Purpose::Dropout, epoch, step);
         let pass = self.model.forward(&batch, Some(dropout))?;
-        let (loss, _) = self.criterion.compare(&pass.outputs, &batch)?;
-        let (loss, records) = (loss.mean(), batch.records());
+        let (loss, records) = (compare(&self.criterion, &pass, &batch)?.0.mean(), batch.records());
         if !loss.is_finite() {
             return Ok(StepReport { loss, gradient_norm: f64::NAN, records });
         }
@@ -185,7 +185,7 @@ impl Fit {
         let batch = self.batcher.build(records)?;
         let pass = self.model.forward(&batch, None)?;
         // What only helps to learn is no measure.
-        let (loss, outputs) = Criterion::plain(self.criterion.task).compare(&pass.outputs, &batch)?;
+        let (loss, outputs) = compare(&Criterion::plain(self.criterion.task), &pass, &batch)?;
         evaluation.add(loss, &outputs, batch.targets);
         Ok(())
     }
@@ -310,6 +310,14 @@ impl Learner for Fit {
 
     fn digest(&self) -> Result<String, learner::Error> {
         Ok(self.weights_sha256()?)
+    }
+}
+
+/// The loss of a pass, and its outputs row by row. They become the loss's gradients, unless the model has its own.
+fn compare(criterion: &Criterion, pass: &Pass<'_>, batch: &Batch<'_>) -> Result<(Loss, Vec<f32>), ModelError> {
+    match (pass.loss, pass.outputs.as_slice()) {
+        (Some(loss), [outputs]) => Ok((loss, read(outputs, <[f32]>::to_vec)?)),
+        (_, outputs) => criterion.compare(outputs, batch),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a trial drives: a model in training, its optimizer, its scores and its files. \[pure\]
 
+pub mod doctor;
 pub mod fit;
 pub mod learner;
 pub mod optimizer;

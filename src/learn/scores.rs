@@ -1,8 +1,9 @@
 //! Loss and scores over any number of batches, as if they had been one. \[pure\]
 
 use crate::features::window::Target;
+use crate::models::criterion::most;
 use crate::models::kind::Task;
-use crate::models::loss::{most, Loss};
+use crate::models::loss::Loss;
 
 /// Loss and scores over any number of batches, as if they had been one.
 #[derive(Clone, Debug, Default, PartialEq)]

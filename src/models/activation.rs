@@ -35,7 +35,7 @@ pub fn sigmoid(x: f32) -> f32 {
 #[inline(always)]
 #[must_use]
 pub fn tanh(x: f32) -> f32 {
-    const TERMS: [f32; 5] = [-5.704_989e-3, 2.063_908_8e-2, -5.373_971_6e-2, 0.133_314, -0.333_332_82];
+    const TERMS: [f32; 5] = [-5.704_989e-3, 2.063_908_8e-2, -5.373_971_6e-2, 0.133_314_4, -0.333_332_8];
     // Where a difference of exponentials would lose its digits, a polynomial; both are computed, which vectors like.
     let square = x * x;
     let near = TERMS.iter().fold(0.0, |sum, term| sum * square + term) * square * x + x;

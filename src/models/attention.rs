@@ -60,8 +60,8 @@ pub static KIND: Kind = Kind {
         all.push(named("attention.in_proj_weight", vec![projections, hidden], first));
         all.push(named("attention.in_proj_bias", vec![projections], first));
         all.extend(layers(["attention.out_proj".to_owned()].into_iter(), &[hidden, hidden]));
-        all.push(named("norm.weight", vec![hidden], First::Ones));
-        all.push(named("norm.bias", vec![hidden], First::Zeros));
+        all.push(named("norm.weight", vec![hidden], First::Constant(1.0)));
+        all.push(named("norm.bias", vec![hidden], First::Constant(0.0)));
         if spec.choice("positions") == "learned" {
             all.push(named("positions", vec![spec.shape.rows_max, hidden], first));
         }

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::batch::Batch;
 use super::error::ModelError;
+use super::loss::Loss;
 use super::parameters::{GradientSink, Parameters};
 use super::seed::Generator;
 
@@ -17,6 +18,8 @@ pub struct Pass<'m> {
     /// `[B, 1]`; of a reconstruction `[n_t, D]` for each level. Contiguous and nobody else's: the loss turns them into its
     /// gradients where they lie.
     pub outputs: Vec<Tensor>,
+    /// Of a model with a loss of its own: the outputs then stay what they are.
+    pub loss: Option<Loss>,
     /// Holds what the forward pass left, be it activations or a recorded graph.
     backward: Backward<'m>,
 }
@@ -27,7 +30,7 @@ impl<'m> Pass<'m> {
         outputs: Vec<Tensor>,
         backward: impl FnOnce(&[Tensor], &mut GradientSink<'_>) -> Result<(), ModelError> + 'm,
     ) -> Self {
-        Self { outputs, backward: Box::new(backward) }
+        Self { outputs, loss: None, backward: Box::new(backward) }
     }
 
     /// Goes back, once `outputs` have become the loss's gradients with regard to themselves; see [`Backward`].

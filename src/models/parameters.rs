@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor, Var};
 use super::seed::Generator;
 
 /// Name, shape and first values of a parameter.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ParameterSpec {
     /// Name in files and exports.
     pub name: String,
@@ -17,14 +17,22 @@ pub struct ParameterSpec {
 }
 
 /// First values of a parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum First {
     /// U(−1/√fan_in, 1/√fan_in), most often by the input width of the layer it belongs to.
     Uniform {
         fan_in: usize,
     },
-    Zeros,
-    Ones,
+    /// Evenly from a range.
+    Range {
+        from: f32,
+        to: f32,
+    },
+    Normal {
+        mean: f32,
+        deviation: f32,
+    },
+    Constant(f32),
 }
 
 /// Weights `[out, in]` and biases `[out]` of fully connected layers, by their names and the widths between them.
@@ -70,8 +78,11 @@ impl Parameters {
                     let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
                     (0..elements).map(|_| (2.0 * weights.uniform() - 1.0) * bound).collect()
                 }
-                First::Zeros => vec![0.0; elements],
-                First::Ones => vec![1.0; elements],
+                First::Range { from, to } => (0..elements).map(|_| from + (to - from) * weights.uniform()).collect(),
+                First::Normal { mean, deviation } => {
+                    (0..elements).map(|_| mean + deviation * weights.normal()).collect()
+                }
+                First::Constant(value) => vec![value; elements],
             };
             Var::from_vec(values, spec.shape.as_slice(), &Device::Cpu)
         };

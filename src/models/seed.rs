@@ -67,6 +67,13 @@ impl Generator {
         (self.bits() >> 8) as f32 * STEP
     }
 
+    /// Normal with mean 0 and deviation 1: Box and Muller, "A Note on the Generation of Random Normal Deviates" (1958), of
+    /// two uniform numbers, in `f64` and rounded once.
+    pub fn normal(&mut self) -> f32 {
+        let (radius, turn) = (1.0 - f64::from(self.uniform()), f64::from(self.uniform()));
+        ((-2.0 * radius.ln()).sqrt() * (2.0 * std::f64::consts::PI * turn).cos()) as f32
+    }
+
     /// Uniform in `0..bound`, without bias: Lemire, "Fast Random Integer Generation in an Interval"
     /// (2019), algorithm 5. A `bound` of 0 or 1 gives 0 and takes nothing from the stream.
     pub fn below(&mut self, bound: u32) -> u32 {

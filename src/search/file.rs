@@ -37,7 +37,12 @@ const TRIAL_KEYS: [&str; 16] = [
     "checkpoint_every",
 ];
 
-/// Those, and the models' own.
+/// Keys that search files have whatever the models are.
+pub fn reserved_keys() -> Vec<&'static str> {
+    SEARCH_KEYS.into_iter().chain(TRIAL_KEYS).chain(["trial"]).collect()
+}
+
+/// Those of a trial, and the models' own.
 fn trial_keys() -> Vec<&'static str> {
     TRIAL_KEYS.into_iter().chain(registry::keys().iter().map(|key| key.name)).collect()
 }

@@ -5,6 +5,7 @@ pub mod file;
 pub mod naive;
 pub mod objective;
 pub mod parameters;
+pub mod plan;
 pub mod record;
 pub mod results;
 pub mod section;

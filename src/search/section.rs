@@ -67,7 +67,7 @@ impl Section<'_> {
     pub fn own(&self, model: &'static Kind) -> Result<Values, Error> {
         for key in registry::keys() {
             if model.key(key.name).is_none() && self.table.contains_key(key.name) {
-                let others: Vec<String> = registry::KINDS
+                let others: Vec<String> = registry::kinds()
                     .iter()
                     .filter(|kind| kind.key(key.name).is_some())
                     .map(|kind| format!("`model = \"{}\"`", kind.name))

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{files, read};
 
 /// Module → the modules it may use. Everything else is refused, so dependencies point one way.
-const LAYERS: [(&str, &[&str]); 22] = [
+const LAYERS: [(&str, &[&str]); 23] = [
     ("text", &[]),
     ("sync", &[]),
     ("coordinates", &[]),
@@ -21,6 +21,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
     ("models", &["features", "text"]),
     ("learn", &["features", "models"]),
     ("search", &["config", "coordinates", "features", "learn", "models", "output", "text"]),
+    ("testing", &["coordinates", "features", "learn", "models", "search"]),
     ("plot", &["output", "search"]),
     ("embed", &["config", "coordinates", "features", "input", "kafka", "metrics", "parts", "stage", "status"]),
     (

@@ -5,19 +5,16 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::{Manifest, Progress};
 use super::trials::{self, Written};
 use crate::config::Settings;
-use crate::features::range::{Range, Survey};
+use crate::features::range::Survey;
 use crate::features::survey;
 use crate::kafka;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::topics::Declarations;
 use crate::learn::fit::FitError;
-use crate::models::kind::Task;
 use crate::output::Slot;
-use crate::search::data::training_records;
 use crate::search::file::Search;
-use crate::search::naive;
-use crate::search::parameters::{ClassWeights, Configuration};
-use crate::search::record::{TrialRecord, TRAINING_FORMAT};
+use crate::search::plan::trials_of;
+use crate::search::record::TrialRecord;
 use crate::search::section;
 use crate::text::{nearest, shortened};
 use crate::train::now_ms;
@@ -62,7 +59,7 @@ pub fn start(settings: &Settings, text: &str, folder: &Path, progress: impl FnMu
     }
     let suffix = uuid::Uuid::new_v4().simple().to_string();
     let id = format!("{}-{}", search.name, &suffix[..6]);
-    let trials = records(&search, &id, &range, &survey);
+    let trials = trials_of(&search, &id, &range, &survey, now_ms());
     let partitions = Watermarks::new(settings)?.partitions(&settings.topics.trials)?;
     let states = trials
         .iter()
@@ -101,55 +98,6 @@ fn topic(settings: &Settings, search: &Search) -> Result<String, Error> {
     };
     let message = format!("`topic` in the search file: there is no topic `{}`; {hint}", shortened(topic));
     Err(kafka::Error::Topics(message).into())
-}
-
-fn records(search: &Search, id: &str, range: &Range, survey: &Survey) -> Vec<TrialRecord> {
-    let count = search.trials.len();
-    let width = (count - 1).to_string().len().max(2);
-    let place = |partition: &crate::features::range::PartitionRange| partition.partition;
-    let created_ms = now_ms();
-    (0_u32..)
-        .zip(&search.trials)
-        .map(|(number, configuration)| TrialRecord {
-            search: id.to_owned(),
-            trial: format!("{id}-{number:0width$}"),
-            number,
-            trials: u32::try_from(count).unwrap_or(u32::MAX),
-            model: configuration.model,
-            parameters: configuration.parameters.clone(),
-            objective: search.objective.clone(),
-            seed: search.seed,
-            topic: range.topic.clone(),
-            range: range.partitions.iter().map(|p| (place(p), (p.start, p.end))).collect(),
-            records: range.partitions.iter().map(|p| (place(p), p.records)).collect(),
-            digests: range.partitions.iter().map(|p| (place(p), p.digest.clone())).collect(),
-            labels: classes(survey, configuration),
-            rows_max: search.rows_max,
-            dim: survey.dim,
-            training_format: TRAINING_FORMAT,
-            training_records: training_records(configuration, survey),
-            class_counts: match configuration.parameters.class_weights {
-                ClassWeights::None => Vec::new(),
-                ClassWeights::Balanced => survey.labels.values().map(|split| split.training).collect(),
-            },
-            naive: naive::scores(configuration.parameters.task(configuration.model), survey),
-            initial: configuration.initial_weights.is_some(),
-            created_ms,
-            attempt: 0,
-            stop: false,
-            outcome: None,
-        })
-        .collect()
-}
-
-/// Labels that are classes. Records of trials that have none keep what labels there are, as ever: they are part of a
-/// trial's identity.
-fn classes(survey: &Survey, configuration: &Configuration) -> Vec<String> {
-    match configuration.parameters.task(configuration.model) {
-        Task::Regression => Vec::new(),
-        Task::Reconstruction if survey.first_beyond_classes.is_some() => Vec::new(),
-        Task::Classification | Task::Reconstruction => survey.labels.keys().cloned().collect(),
-    }
 }
 
 fn initial(record: &TrialRecord, file: &Path) -> Result<Vec<u8>, Error> {
