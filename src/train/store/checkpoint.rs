@@ -79,6 +79,33 @@ impl Progress {
             best: None,
         }
     }
+
+    /// Are these the weights that the best measurement was taken of? Weights are a function of the steps behind them.
+    pub fn is_best(&self) -> bool {
+        self.best.as_ref().is_some_and(|best| best.step == self.step)
+    }
+}
+
+/// Slots that a trial's next checkpoint leaves as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Of the newest checkpoint, which is gone on from when the next one turns out damaged.
+    pub newest: Option<Slot>,
+    /// Of the checkpoint that has the weights of the best measurement.
+    pub best: Option<Slot>,
+}
+
+impl Kept {
+    /// The slot for a checkpoint of a trial that stands there; it is kept from now on.
+    pub fn place(&mut self, progress: &Progress) -> Slot {
+        let is_free = |slot: &Slot| ![self.newest, self.best].contains(&Some(*slot));
+        let slot = Slot::TURNS.into_iter().find(is_free).expect("of three slots at most two are kept");
+        self.newest = Some(slot);
+        if progress.is_best() {
+            self.best = Some(slot);
+        }
+        slot
+    }
 }
 
 /// Seals a checkpoint. With the record of the trial it says all that is needed to go on.
@@ -87,7 +114,7 @@ pub struct Manifest {
     pub trial: String,
     /// Which run of the trial.
     pub attempt: u32,
-    /// Counts checkpoints of the trial, over all attempts; its slot follows.
+    /// Counts checkpoints of the trial, over all attempts.
     pub checkpoint: u64,
     pub chunks: u32,
     /// Their bytes, together.
@@ -186,6 +213,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::samples::measurement;
     use crate::search::record::samples;
 
     fn sealed(blob: &[u8]) -> (TrialRecord, Manifest) {
@@ -238,6 +266,26 @@ mod tests {
         let mut more = chunks(&blob);
         drop(more.insert(2, b"old".to_vec()));
         assert_eq!(manifest.open(Slot::One, &more).unwrap(), blob);
+    }
+
+    #[test]
+    fn neither_the_newest_checkpoint_nor_the_best_is_replaced() {
+        let range = samples::record("t").range();
+        let at =
+            |step, best: u64| Progress { step, best: Some(measurement(1, best, 0.5)), ..Progress::beginning(&range) };
+        let mut kept = Kept::default();
+        // What lies where after each checkpoint: its step, and that of the best.
+        let mut slots = BTreeMap::new();
+        for (step, best) in [(1, 0), (2, 2), (3, 2), (3, 2), (4, 2), (5, 2), (6, 6), (7, 7), (7, 7), (8, 7), (9, 7)] {
+            let before: Vec<u64> = [kept.newest, kept.best].iter().flatten().map(|slot| slots[slot]).collect();
+            let slot = kept.place(&at(step, best));
+            let replaced = slots.insert(slot, step);
+            let others: Vec<u64> = slots.iter().filter(|(other, _)| **other != slot).map(|(_, step)| *step).collect();
+            assert!(before.iter().all(|step| others.contains(step)), "{step}: {replaced:?} was kept");
+            assert_eq!(kept.newest, Some(slot));
+            assert_eq!(kept.best.map(|best| slots[&best]), (best > 0).then_some(best));
+        }
+        assert!(slots.len() <= 3);
     }
 
     #[test]
