@@ -193,7 +193,7 @@ impl Measurement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndState {
-    /// All epochs were done.
+    /// All epochs were done, or no better came for as long as its `patience` lasts.
     Finished,
     /// A rule of the search ended it early.
     Pruned,
@@ -228,7 +228,7 @@ pub struct Outcome {
     /// Number within the search.
     pub number: u32,
     pub state: EndState,
-    /// Why, unless it finished.
+    /// Why, unless all epochs were done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub epochs: u64,

@@ -1,11 +1,12 @@
-//! The best checkpoint of a trial is kept whatever comes after it, and is what is exported.
+//! The best checkpoint of a trial is kept whatever comes after it, and is what is exported; `patience` ends a trial that
+//! finds no better one.
 
 use serde_json::Value;
 use sweepstream::search::record::TrialRecord;
 use sweepstream::train::store::checkpoint::sha256_hex;
 
-use crate::lab::{contradicted, dealt, expected, points, Lab};
-use crate::support::Out;
+use crate::lab::{assert_expected, contradicted, dealt, expected, points, Lab};
+use crate::support::{eventually_after, Out};
 
 /// Soon sure of what a third of the validation split contradicts: the loss there falls, and then rises for good.
 const SEARCH: &str = r#"
@@ -140,4 +141,67 @@ fn the_best_of_a_trial_that_diverged_can_be_exported() {
     let (digest, said) = export(&lab, &trial.trial, &[]);
     assert_eq!(digest, weights_after(trial, 1));
     assert!(said.contains("epoch 1, step 1, loss "), "goes by what the objective falls back to: {said}");
+}
+
+#[test]
+fn killed_again_and_again_it_keeps_the_same_best_and_loses_patience_at_the_same_epoch() {
+    let lab = lab("impatient");
+    let patient = format!("{SEARCH}epochs = 1000\npatience = 150");
+    let search = lab.start(&patient);
+    for more in [5, 60, 25, 100] {
+        let before = lab.written();
+        let mut process = lab.trainer("log");
+        eventually_after("something is published", || lab.written(), || lab.written() >= before + more);
+        process.signal("KILL");
+        assert!(!process.wait().success());
+    }
+    assert!(!lab.has_ended(&search.trials[0].trial), "it was killed on its way");
+    let whole = lab.start(&patient);
+    lab.train(&[&search, &whole]);
+    let output = lab.output();
+    for trial in [&search.trials[0], &whole.trials[0]] {
+        let outcome = output.outcome(&trial.trial);
+        let best = best_epoch(&outcome);
+        assert!(best < 100 && outcome["epochs"] == best + 150, "{outcome}");
+        let reason = format!("no improvement in 150 validations; the best was epoch {best}");
+        assert_eq!((&outcome["state"], &outcome["reason"]), (&"finished".into(), &reason.into()));
+        assert_expected(&output, &after(trial, best + 150), &records());
+        assert_eq!(export(&lab, &trial.trial, &[]).0, weights_after(trial, best));
+    }
+    let [killed, whole] = [&search, &whole].map(|search| &search.trials[0].trial);
+    assert_eq!(output.values(killed), output.values(whole));
+    assert!(lab.log("log").matches("goes on from its checkpoint").count() >= 2, "{}", lab.log("log"));
+    let waited = lab.command(&["search", "wait", &search.id]);
+    assert_eq!(waited.code, 0, "{}", waited.stderr);
+}
+
+#[test]
+fn a_grid_spans_patience_and_each_trial_ends_by_its_own() {
+    let lab = lab("grid");
+    let search = lab.start(&format!("{SEARCH}epochs = 30\npatience = [0, 1, 4]"));
+    lab.train(&[&search]);
+    let output = lab.output();
+    for (trial, patience) in search.trials.iter().zip([0, 1, 4]) {
+        assert_eq!(trial.parameters.patience, patience);
+        let losses = expected(&after(trial, 30), &records()).validation_losses;
+        // Epochs up to which each loss but the last few was followed by a better one soon enough.
+        let (mut best, mut done) = (1, 30);
+        for epoch in 1..=30_usize {
+            if losses[epoch - 1] < losses[best - 1] {
+                best = epoch;
+            }
+            if patience > 0 && epoch - best >= patience as usize {
+                done = epoch;
+                break;
+            }
+        }
+        let outcome = output.outcome(&trial.trial);
+        assert_eq!((&outcome["epochs"], best_epoch(&outcome)), (&done.into(), best as u64), "{outcome}");
+        assert_eq!(outcome.get("reason").is_some(), done < 30, "{outcome}");
+        assert_eq!(output.weights(&trial.trial), weights_after(trial, done as u64));
+    }
+    let ended = output.outcome(&search.trials[1].trial);
+    assert!(ended["epochs"].as_u64().unwrap() < 30, "{ended}");
+    let listed = lab.command(&["trials", "list", "--search", &search.id]).stdout;
+    assert!(listed.contains("patience=1") && listed.contains("no improvement in 1 validation; the best"), "{listed}");
 }

@@ -42,6 +42,8 @@ fn mistakes_in_a_search_file_are_refused_with_the_way_out() {
         ("name = \"s\"", "`model` is missing"),
         ("name = ", "not TOML"),
         ("name = \"s\"\nmodel = \"mlp\"\nvalidation = 1", "validation"),
+        ("name = \"s\"\nmodel = \"mlp\"\nvalidation = 0\npatience = 3", "`patience` has nothing to go by"),
+        ("name = \"s\"\nmodel = \"mlp\"\nvalidation = 1000000\npatience = 3", "lower `validation`"),
         ("name = \"s\"\nmodel = \"mlp\"\ninitial_weights = \"none.safetensors\"", "none.safetensors"),
     ] {
         assert_refused(&lab, search, reason);

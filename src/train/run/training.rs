@@ -132,8 +132,10 @@ impl<'c> Training<'c> {
 
     pub(super) fn run(&mut self, publisher: &mut Background) -> Result<End, Error> {
         self.show();
-        let epochs = self.record.parameters.epochs;
-        while self.progress.epoch < epochs {
+        let parameters = &self.record.parameters;
+        let epochs = parameters.epochs;
+        let is_over = |progress: &Progress| progress.epoch >= epochs || progress.out_of_patience(parameters).is_some();
+        while !is_over(&self.progress) {
             self.replay.set_last_pass(self.progress.epoch + 1 == epochs);
             let started = Instant::now();
             let stepped = self.epoch(publisher)?;
@@ -160,7 +162,7 @@ impl<'c> Training<'c> {
             self.progress.position = start.clone();
             self.progress.taken = 0;
             self.progress.sums = EpochSums::default();
-            if self.progress.epoch < epochs {
+            if !is_over(&self.progress) {
                 self.checkpoint(publisher)?;
                 self.obey(publisher)?;
                 self.replay.seek(start);
@@ -168,7 +170,8 @@ impl<'c> Training<'c> {
                 self.validation.begin_pass(self.record.dim);
             }
         }
-        let outcome = self.finish(publisher, EndState::Finished, None)?;
+        let reason = self.progress.out_of_patience(parameters);
+        let outcome = self.finish(publisher, EndState::Finished, reason)?;
         Ok(End::Outcome(Box::new(outcome)))
     }
 

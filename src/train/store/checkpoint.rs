@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::features::range::{Position, Range};
 use crate::output::{Measurement, Slot};
+use crate::search::parameters::HyperParameters;
 use crate::search::record::TrialRecord;
 use crate::text::shortened;
 
@@ -83,6 +84,17 @@ impl Progress {
     /// Are these the weights that the best measurement was taken of? Weights are a function of the steps behind them.
     pub fn is_best(&self) -> bool {
         self.best.as_ref().is_some_and(|best| best.step == self.step)
+    }
+
+    /// Why the trial is over before its last epoch, if it is: none of the last epochs, `patience` of them, was better
+    /// than those before. Counted from the best measurement, so that whoever takes the trial over counts alike.
+    pub fn out_of_patience(&self, parameters: &HyperParameters) -> Option<String> {
+        let HyperParameters { epochs, patience, validation, .. } = *parameters;
+        let best = self.best.as_ref().filter(|_| patience > 0 && self.epoch < epochs)?;
+        let without = self.epoch.saturating_sub(best.epoch);
+        let (what, s) = (if validation > 0 { "validation" } else { "epoch" }, if without == 1 { "" } else { "s" });
+        let reason = || format!("no improvement in {without} {what}{s}; the best was epoch {}", best.epoch);
+        (without >= patience).then(reason)
     }
 }
 
@@ -286,6 +298,26 @@ mod tests {
             assert_eq!(kept.best.map(|best| slots[&best]), (best > 0).then_some(best));
         }
         assert!(slots.len() <= 3);
+    }
+
+    #[test]
+    fn patience_ends_a_trial_that_finds_no_better_epoch() {
+        let record = samples::record("t");
+        let parameters = HyperParameters { epochs: 9, patience: 2, ..record.parameters.clone() };
+        let over = |parameters: &HyperParameters, epoch, best| {
+            let best = Some(measurement(best, 10 * best, 0.5));
+            Progress { epoch, best, ..Progress::beginning(&record.range()) }.out_of_patience(parameters)
+        };
+        for (epoch, best) in [(1, 1), (2, 1), (3, 2), (4, 4)] {
+            assert_eq!(over(&parameters, epoch, best), None, "{epoch} {best}");
+        }
+        let reason = over(&parameters, 4, 2);
+        assert_eq!(reason.as_deref(), Some("no improvement in 2 validations; the best was epoch 2"));
+        assert_eq!(over(&parameters, 9, 7), None, "all epochs are done anyway");
+        assert_eq!(over(&HyperParameters { patience: 0, ..parameters.clone() }, 8, 1), None);
+        let reason = over(&HyperParameters { patience: 1, validation: 0, ..parameters.clone() }, 2, 1);
+        assert_eq!(reason.as_deref(), Some("no improvement in 1 epoch; the best was epoch 1"));
+        assert_eq!(Progress::beginning(&record.range()).out_of_patience(&parameters), None);
     }
 
     #[test]
