@@ -33,32 +33,25 @@ impl Kind {
     }
 }
 
-/// Which of a trial's checkpoints: two alternate, a third holds what the trial starts from.
+/// Which of a trial's checkpoints: in three they take turns, a fourth holds what the trial starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Slot {
     /// Weights that were given with the search.
     #[serde(rename = "initial")]
     Initial,
-    /// Even checkpoints.
     #[serde(rename = "0")]
     Zero,
-    /// Odd checkpoints.
     #[serde(rename = "1")]
     One,
+    #[serde(rename = "2")]
+    Two,
 }
 
 impl Slot {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Initial, Self::Zero, Self::One];
-
-    /// The slot that the checkpoint with this number (from 0) goes to.
-    pub fn of(number: u64) -> Self {
-        if number.is_multiple_of(2) {
-            Self::Zero
-        } else {
-            Self::One
-        }
-    }
+    pub const ALL: [Self; 4] = [Self::Initial, Self::Zero, Self::One, Self::Two];
+    /// Those of checkpoints that training wrote.
+    pub const TURNS: [Self; 3] = [Self::Zero, Self::One, Self::Two];
 
     /// As in keys.
     pub fn name(self) -> &'static str {
@@ -66,6 +59,7 @@ impl Slot {
             Self::Initial => "initial",
             Self::Zero => "0",
             Self::One => "1",
+            Self::Two => "2",
         }
     }
 }
@@ -199,7 +193,7 @@ impl Measurement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndState {
-    /// All epochs were done.
+    /// All epochs were done, or no better came for as long as its `patience` lasts.
     Finished,
     /// A rule of the search ended it early.
     Pruned,
@@ -234,7 +228,7 @@ pub struct Outcome {
     /// Number within the search.
     pub number: u32,
     pub state: EndState,
-    /// Why, unless it finished.
+    /// Why, unless all epochs were done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub epochs: u64,
@@ -243,7 +237,7 @@ pub struct Outcome {
     /// The best measurement by the search's objective.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Measurement>,
-    /// Of the parameters as `checkpoint export` writes them.
+    /// Of its last parameters, as `checkpoint export --newest` writes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_sha256: Option<String>,
     /// Which run of the trial this ended: `trials restart` begins another.
@@ -251,6 +245,27 @@ pub struct Outcome {
     pub attempt: u32,
     /// Unix time in milliseconds.
     pub time_ms: u64,
+}
+
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::Measurement;
+
+    /// A measurement after a step, with this validation loss.
+    pub(crate) fn measurement(epoch: u64, step: u64, validation_loss: f64) -> Measurement {
+        Measurement {
+            search: "s".into(),
+            trial: "t".into(),
+            epoch,
+            step,
+            records: 4 * step,
+            measured: [("loss".to_owned(), 1.0), ("validation_loss".to_owned(), validation_loss)].into(),
+            learning_rate: 0.1,
+            gradient_norm: None,
+            records_per_second: None,
+            time_ms: 0,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -264,6 +279,7 @@ mod tests {
             Key::Outcome { trial: "t-1" },
             Key::Chunk { trial: "t-1", slot: Slot::Zero, chunk: 12 },
             Key::Manifest { trial: "t-1", slot: Slot::Initial },
+            Key::Manifest { trial: "t-1", slot: Slot::Two },
         ];
         for key in keys {
             assert_eq!(Key::parse(key.to_string().as_bytes()), Some(key));

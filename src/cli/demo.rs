@@ -16,7 +16,7 @@ use crate::kafka::local::{LocalBroker, LocalBrokerOptions};
 use crate::plot::search as plot;
 use crate::search::results::Leaderboard;
 use crate::topology::{Topology, STAGES};
-use crate::train::store::export::export;
+use crate::train::store::export::{export, Which};
 use crate::train::store::find;
 use crate::train::store::start::{start, Started};
 
@@ -88,8 +88,8 @@ fn work(settings: &Settings, topology: &Topology, brown: &PathBuf, began: Instan
     let best = board.trials.first().context("the search has no trials")?;
     let folder = PathBuf::from(FOLDER);
     let file = folder.join("best.safetensors");
-    let exported = export(settings, &find::trial(settings, &best.trial)?)?;
-    super::file::write(&file, &exported)?;
+    let exported = export(settings, &find::trial(settings, &best.trial)?, Which::Best)?;
+    super::file::write(&file, &exported.bytes)?;
     let picture = folder.join("search.svg");
     super::file::write(&picture, figure.svg()?.as_bytes())?;
     write_out(&format!(

@@ -62,6 +62,14 @@ impl Search {
         if let (true, Some(warning)) = (classifiers, one_class(survey.labels.keys())) {
             warnings.push(warning);
         }
+        let by_loss = self.objective == Objective::loss();
+        if survey.split.validation == 0 && !by_loss && self.trials.iter().any(|trial| trial.parameters.patience > 0) {
+            return Err(Error::Data(format!(
+                "no record of topic `{topic}` falls into the validation split (1 in {}), so `patience` has nothing to \
+                 go by; lower `validation`, or let `objective = \"loss\"` decide",
+                self.validation
+            )));
+        }
         if self.validation > 0 && survey.split.validation == 0 {
             warnings.push(format!(
                 "no record falls into the validation split (1 in {}); there will be no validation values",
@@ -74,7 +82,7 @@ impl Search {
                 survey.records()
             )));
         }
-        if self.validation == 0 && self.objective != Objective::loss() {
+        if self.validation == 0 && !by_loss {
             warnings.push(format!(
                 "there is no validation split, so the leaderboard goes by loss instead of {}",
                 self.objective.name
@@ -149,7 +157,8 @@ mod tests {
     }
 
     fn fit(search: &str, survey: &Survey) -> String {
-        let mut search = Search::parse(&format!("name = \"s\"\nvalidation = 0\n{search}")).unwrap();
+        let validation = if search.contains("validation =") { "" } else { "validation = 0" };
+        let mut search = Search::parse(&format!("name = \"s\"\n{validation}\n{search}")).unwrap();
         search.fit_to("f", survey).map_or_else(|error| error.to_string(), |warnings| warnings.join("; "))
     }
 
@@ -160,6 +169,15 @@ mod tests {
         let refused = fit("model = \"mlp\"\ntask = \"regress\"", &words);
         assert!(refused.starts_with("f/3 offset 0: the label `sea` is no number"), "{refused}");
         assert!(fit("model = \"mlp\"\ntask = \"regress\"\nobjective = \"loss\"", &numbers).is_empty());
+    }
+
+    #[test]
+    fn patience_wants_validation_records_to_be_there() {
+        let survey = survey(["sea", "field"]);
+        let refused = fit("model = \"mlp\"\npatience = 2\nvalidation = 1000", &survey);
+        assert!(refused.contains("`patience` has nothing to go by; lower `validation`"), "{refused}");
+        assert!(fit("model = \"mlp\"\nvalidation = 1000", &survey).contains("no validation values"));
+        assert!(fit("model = \"mlp\"\npatience = 2\nobjective = \"loss\"", &survey).is_empty());
     }
 
     #[test]

@@ -18,7 +18,7 @@ const PATH_BYTES_MAX: usize = 4096;
 const SEARCH_KEYS: [&str; 9] =
     ["name", "topic", "objective", "seed", "validation", "rows_max", "unlabelled", "window", "baseline"];
 /// Keys that belong to a trial, whatever its model is; outside `[[trial]]` they are defaults of all.
-const TRIAL_KEYS: [&str; 16] = [
+const TRIAL_KEYS: [&str; 17] = [
     "model",
     "task",
     "epochs",
@@ -35,6 +35,7 @@ const TRIAL_KEYS: [&str; 16] = [
     "class_weights",
     "initial_weights",
     "checkpoint_every",
+    "patience",
 ];
 
 /// Keys that search files have whatever the models are.
@@ -214,6 +215,7 @@ impl Search {
                 .optional("checkpoint_every")?
                 .map(|n| at_least_one("checkpoint_every", n))
                 .transpose()?,
+            patience: section.optional("patience")?.unwrap_or(0),
             validation: self.validation,
             window: self.window.unwrap_or(0),
             clip_norm: section.optional("clip_norm")?,
@@ -245,6 +247,14 @@ impl Search {
             {
                 return Err(section.invalid(key, "belongs to `task = \"classify\"`"));
             }
+        }
+        if parameters.patience > 0 && self.validation == 0 && self.objective != Objective::loss() {
+            let message = format!(
+                "has nothing to go by: `validation` is 0, and `{}` is measured on the validation split; give \
+                 `validation` a number, or let `objective = \"loss\"` decide",
+                self.objective.name
+            );
+            return Err(section.invalid("patience", &message));
         }
         let initial_weights: Option<String> = section.optional("initial_weights")?;
         if initial_weights.as_ref().is_some_and(|path| path.len() > PATH_BYTES_MAX) {
@@ -348,5 +358,23 @@ mod tests {
         ));
         assert!(error("name = \"x\"\nmodel = \"autoencoder\"\nlayers = []").contains("`layers` is an empty list"));
         assert!(error("name = [").contains("not TOML"));
+    }
+
+    #[test]
+    fn patience_needs_something_to_go_by() {
+        let patience = |text: &str| {
+            let search = Search::parse(&format!("name = \"x\"\nmodel = \"mlp\"\n{text}"));
+            let trials = search.map_err(|error| error.to_string())?.trials;
+            Ok::<_, String>(trials.iter().map(|trial| trial.parameters.patience).collect::<Vec<u64>>())
+        };
+        assert_eq!(patience(""), Ok(vec![0]));
+        assert_eq!(patience("patience = [0, 3]"), Ok(vec![0, 3]));
+        assert_eq!(patience("patience = 3\nvalidation = 0\nobjective = \"loss\""), Ok(vec![3]));
+        assert_eq!(patience("patience = 0\nvalidation = 0"), Ok(vec![0]));
+        let refused = patience("patience = [0, 3]\nvalidation = 0").unwrap_err();
+        for wanted in ["the search file: `patience`", "`validation_loss`", "give `validation` a number", "= \"loss\""] {
+            assert!(refused.contains(wanted), "{refused}");
+        }
+        assert!(patience("patience = -1").unwrap_err().contains("`patience`"));
     }
 }

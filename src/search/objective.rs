@@ -88,6 +88,13 @@ impl Objective {
         measurement.value(&self.name)
     }
 
+    /// What a measurement is ranked by, with its value: the objective, or what [`Objective::compare`] takes instead.
+    #[must_use]
+    pub fn ranked_by(&self, measurement: &Measurement) -> Option<(String, f64)> {
+        let value = |objective: &Self| Some((objective.name.clone(), objective.value(measurement)?));
+        [self, &Self::default(), &Self::loss()].into_iter().find_map(value)
+    }
+
     /// Is the first value the better one?
     #[must_use]
     pub fn better(&self, a: f64, b: f64) -> bool {
@@ -179,5 +186,8 @@ mod tests {
         assert_eq!(objective.compare(&good, &bad), Ordering::Less);
         assert_eq!(objective.compare(&none, &bad), Ordering::Greater);
         assert_eq!(objective.compare(&none, &measurement(None, Some(0.02))), Ordering::Less);
+        let ranked_by = |measurement| objective.ranked_by(measurement).unwrap();
+        assert_eq!(ranked_by(&bad), ("validation_accuracy".to_owned(), 0.2));
+        assert_eq!(ranked_by(&none), ("validation_loss".to_owned(), 0.01));
     }
 }

@@ -53,6 +53,9 @@ pub struct HyperParameters {
     pub momentum: Option<f64>,
     /// Records are shuffled within windows.
     pub shuffle: bool,
+    /// Ends of epochs in a row without a new best measurement after which the trial ends; 0 for none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub patience: u64,
     /// Steps between checkpoints within an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
@@ -149,6 +152,7 @@ pub fn summary(model: &'static Kind, parameters: &HyperParameters) -> BTreeMap<&
     let name = |debugged: String| Some(debugged.to_lowercase());
     tell("schedule", name(format!("{:?}", parameters.schedule)).filter(|_| !is_default(&parameters.schedule)));
     tell("class_weights", Some("balanced".to_owned()).filter(|_| !is_default(&parameters.class_weights)));
+    tell("patience", Some(parameters.patience).filter(|epochs| *epochs > 0).map(|epochs| epochs.to_string()));
     let mut sizes = Vec::new();
     for key in model.keys {
         match parameters.own.get(key.name) {

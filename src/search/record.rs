@@ -286,6 +286,18 @@ mod tests {
     }
 
     #[test]
+    fn a_record_without_patience_is_written_as_it_was() {
+        let without = samples::record("t");
+        assert_eq!(without.parameters.patience, 0);
+        assert!(!String::from_utf8(without.to_json()).unwrap().contains("patience"));
+        let mut json = samples::json("t");
+        json["parameters"]["patience"] = 3.into();
+        let with = TrialRecord::parse(json.to_string().as_bytes()).unwrap();
+        assert_eq!(with.parameters.patience, 3);
+        assert_eq!(TrialRecord::parse(&with.to_json()).unwrap(), with);
+    }
+
+    #[test]
     fn what_contradicts_itself_is_refused() {
         let refused = |key: &str, value: serde_json::Value| {
             let mut json = samples::json("t");

@@ -1,6 +1,7 @@
 //! Tests against a real Kafka, started once and shared. Texts are embedded with the real model.
 
 mod away;
+mod best;
 mod dead_letters;
 mod descriptors;
 mod embed;

@@ -62,28 +62,6 @@ fn train_a_little(lab: &Lab, search: &Started, steps: u64) {
     assert!(lab.trial(id).unwrap().get("outcome").is_none(), "the trial is not over");
 }
 
-/// Manifests as they stand: (slot, manifest), the newest last.
-fn manifests(lab: &Lab, trial: &str) -> Vec<(String, Value)> {
-    let output = lab.output();
-    let mut found: Vec<(String, Value)> = ["0", "1"]
-        .into_iter()
-        .filter_map(|slot| {
-            let last = output.keyed(&format!("{trial}/checkpoint/{slot}/manifest")).pop()?.json();
-            Some((slot.to_owned(), last))
-        })
-        .collect();
-    found.sort_by_key(|(_, manifest)| manifest["checkpoint"].as_u64());
-    found
-}
-
-/// Overwrites a record of a trial's output; without a value it is deleted.
-fn overwrite<'v>(lab: &Lab, trial: &str, key: &str, value: impl Into<Option<&'v [u8]>>) {
-    let key = format!("{trial}/{key}");
-    let partition = lab.output().keyed(&key)[0].partition;
-    let record = Out { key: Some(key.into()), value: value.into().map(<[u8]>::to_vec), ..Out::default() };
-    produce(&lab.settings, &lab.settings.topics.output, &[record.to(partition)]);
-}
-
 #[test]
 fn killed_again_and_again_it_ends_with_the_same_weights_and_measurements() {
     let lab = lab("killed");
@@ -114,7 +92,7 @@ fn a_signal_checkpoints_and_ends_in_time_and_nothing_is_lost() {
     await_written(&lab.settings, 100);
     process.signal("TERM");
     assert_eq!(process.wait().code(), Some(0), "{}", lab.log("drained.log"));
-    let (_, manifest) = manifests(&lab, id).pop().unwrap();
+    let (_, manifest) = lab.output().manifests(id).pop().unwrap();
     let before = lab.output().measurements(id).len();
     assert!(manifest["progress"]["step"].as_u64().unwrap() > 0);
     lab.train(&[&search]);
@@ -129,7 +107,7 @@ fn lag_is_visible_while_a_trial_runs() {
     let search = lab.start(&format!("{SEARCH}epochs = 10000"));
     train_a_little(&lab, &search, 30);
     let id = &search.trials[0].trial;
-    let (_, manifest) = manifests(&lab, id).pop().unwrap();
+    let (_, manifest) = lab.output().manifests(id).pop().unwrap();
     let group = committed(&lab.settings, &lab.settings.trial_group(id), &lab.settings.topics.features);
     let offsets: Vec<i64> = group.into_values().collect();
     assert_eq!(serde_json::json!(offsets), manifest["progress"]["position"]["offsets"]);
@@ -142,9 +120,9 @@ fn a_damaged_checkpoint_is_counted_and_the_one_before_is_used() {
     let search = lab.start(&format!("{SEARCH}epochs = 40"));
     let id = &search.trials[0].trial;
     train_a_little(&lab, &search, 60);
-    let found = manifests(&lab, id);
-    let (slot, newest) = &found[1];
-    overwrite(&lab, id, &format!("checkpoint/{slot}/0"), b"junk".as_slice());
+    let found = lab.output().manifests(id);
+    let (slot, newest) = found.last().unwrap();
+    lab.overwrite(id, &format!("checkpoint/{slot}/0"), b"junk".as_slice());
     let topology = lab.topology();
     eventually("the trial goes on", || {
         topology.status.trials().get(id).is_some_and(|trial| trial.step > newest["progress"]["step"].as_u64().unwrap())
@@ -161,8 +139,12 @@ fn without_any_whole_checkpoint_a_trial_begins_anew() {
     let search = lab.start(&format!("{SEARCH}epochs = 40"));
     let id = &search.trials[0].trial;
     train_a_little(&lab, &search, 30);
-    overwrite(&lab, id, "checkpoint/0/manifest", b"{]".as_slice());
-    overwrite(&lab, id, "checkpoint/1/0", b"".as_slice());
+    for (slot, _) in lab.output().manifests(id) {
+        match slot.as_str() {
+            "0" => lab.overwrite(id, "checkpoint/0/manifest", b"{]".as_slice()),
+            slot => lab.overwrite(id, &format!("checkpoint/{slot}/0"), b"".as_slice()),
+        }
+    }
     lab.train(&[&search]);
     assert_eq!(lab.output().weights(id), expected(&search.trials[0], &records()).weights);
 }
@@ -271,8 +253,8 @@ fn a_checkpoint_without_one_of_its_chunks_is_named_in_the_log() {
     let search = lab.start(&format!("{SEARCH}epochs = 40"));
     let id = &search.trials[0].trial;
     train_a_little(&lab, &search, 60);
-    let (slot, newest) = manifests(&lab, id).pop().unwrap();
-    overwrite(&lab, id, &format!("checkpoint/{slot}/0"), None);
+    let (slot, newest) = lab.output().manifests(id).pop().unwrap();
+    lab.overwrite(id, &format!("checkpoint/{slot}/0"), None);
     let _process = lab.trainer("chunkless.log");
     lab.await_end(id);
     let log = lab.log("chunkless.log");

@@ -42,6 +42,8 @@ fn mistakes_in_a_search_file_are_refused_with_the_way_out() {
         ("name = \"s\"", "`model` is missing"),
         ("name = ", "not TOML"),
         ("name = \"s\"\nmodel = \"mlp\"\nvalidation = 1", "validation"),
+        ("name = \"s\"\nmodel = \"mlp\"\nvalidation = 0\npatience = 3", "`patience` has nothing to go by"),
+        ("name = \"s\"\nmodel = \"mlp\"\nvalidation = 1000000\npatience = 3", "lower `validation`"),
         ("name = \"s\"\nmodel = \"mlp\"\ninitial_weights = \"none.safetensors\"", "none.safetensors"),
     ] {
         assert_refused(&lab, search, reason);
@@ -185,7 +187,8 @@ fn exported_weights_are_the_outcomes_and_another_trial_can_begin_with_them() {
     lab.train(&[&first, &again]);
     let export = |search: &Started, number: usize, name: &str| {
         let file = lab.file(name);
-        let exported = lab.command(&["checkpoint", "export", &search.trials[number].trial, file.to_str().unwrap()]);
+        let trial = search.trials[number].trial.as_str();
+        let exported = lab.command(&["checkpoint", "export", "--newest", trial, file.to_str().unwrap()]);
         assert_eq!(exported.code, 0, "{}", exported.stderr);
         std::fs::read(file).unwrap()
     };
@@ -291,7 +294,7 @@ fn deleting_a_search_ends_its_running_trial_and_no_other() {
     topology.stop().unwrap();
     assert!(lab.trial(gone).is_none());
     let output = lab.output();
-    for key in ["outcome", "checkpoint/0/manifest", "checkpoint/1/manifest"] {
+    for key in ["outcome", "checkpoint/0/manifest", "checkpoint/1/manifest", "checkpoint/2/manifest"] {
         assert!(output.keyed(&format!("{gone}/{key}")).pop().is_none_or(|record| record.value.is_none()), "{key}");
     }
     assert!(!groups(&lab).iter().any(|group| group.contains(&search.id)));
@@ -314,7 +317,7 @@ fn a_stopped_trial_keeps_its_checkpoint_and_harms_no_other() {
     let outcome = lab.output().outcome(&stopped);
     assert_eq!(outcome["state"], "stopped");
     let file = lab.file("stopped.safetensors");
-    assert_eq!(lab.command(&["checkpoint", "export", &stopped, file.to_str().unwrap()]).code, 0);
+    assert_eq!(lab.command(&["checkpoint", "export", "--newest", &stopped, file.to_str().unwrap()]).code, 0);
     let digest = sweepstream::train::store::checkpoint::sha256_hex(&std::fs::read(file).unwrap());
     assert_eq!(outcome["weights_sha256"], digest);
     let listed: Vec<Value> = serde_json::from_str(&lab.command(&["trials", "list", "--json"]).stdout).unwrap();

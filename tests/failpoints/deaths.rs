@@ -5,10 +5,13 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use sweepstream::config::Settings;
 use sweepstream::search::record::TrialRecord;
+use sweepstream::train::store::checkpoint::sha256_hex;
+use sweepstream::train::store::export::{export, Which};
+use sweepstream::train::store::find;
 use sweepstream::train::store::start::Started;
 
 use crate::case;
-use crate::lab::{assert_expected, dealt, points, Lab};
+use crate::lab::{assert_expected, contradicted, dealt, expected, points, Lab};
 use crate::program::{await_death, start, stop};
 use crate::support::{
     assert_one_verdict_each, committed, create_topics, eventually, produce, read_as, settings, Out, Process, Progress,
@@ -200,10 +203,14 @@ epochs = 3
 checkpoint_every = 3
 "#;
 
-const RECORDS: usize = 50;
+/// What is learnt is wrong of the validation split: the first epoch is the best.
+fn records() -> Vec<Out> {
+    dealt(contradicted(points(50), 5, 1), 2)
+}
 
 pub fn lab(name: &str) -> Lab {
-    let mut lab = Lab::with_points(name, 2, RECORDS);
+    let mut lab = Lab::new(name, 2);
+    lab.fill(&records());
     lab.settings = quick(lab.settings);
     lab
 }
@@ -214,7 +221,8 @@ pub fn search(lab: &Lab) -> Started {
     lab.start(SEARCH)
 }
 
-/// Lets a successor train what is left, and checks weights, measurements, offsets and the trial's record.
+/// Lets a successor train what is left, and checks weights, the best ones, too, measurements, offsets and the trial's
+/// record.
 #[track_caller]
 pub fn assert_trained_by(process: Process, lab: &Lab, trial: &TrialRecord) {
     let id = &trial.trial;
@@ -227,7 +235,11 @@ pub fn assert_trained_by(process: Process, lab: &Lab, trial: &TrialRecord) {
 pub fn assert_trained(lab: &Lab, trial: &TrialRecord) {
     let id = &trial.trial;
     let output = lab.output();
-    assert_expected(&output, trial, &dealt(points(RECORDS), 2));
+    assert_expected(&output, trial, &records());
+    let mut first = trial.clone();
+    first.parameters.epochs = 1;
+    let best = export(&lab.settings, &find::trial(&lab.settings, id).unwrap(), Which::Best).unwrap();
+    assert_eq!((best.epoch, sha256_hex(&best.bytes)), (1, expected(&first, &records()).weights));
     let measured = output.measurements(id);
     let steps: Vec<(u64, u64)> =
         measured.iter().map(|m| (m["epoch"].as_u64().unwrap(), m["step"].as_u64().unwrap())).collect();

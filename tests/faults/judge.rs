@@ -136,6 +136,8 @@ pub struct Result {
     checkpoint_sha256: String,
     /// Epochs and steps of that checkpoint.
     reached: (u64, u64),
+    /// The tensors of the checkpoint that has the best weights, if any were measured.
+    best_sha256: Option<String>,
     /// What was measured, less what depends on time and names.
     measurements: Vec<Value>,
 }
@@ -159,16 +161,28 @@ impl<'r> Output<'r> {
         if outcome["state"] != "finished" || weights_sha256.is_empty() {
             return Err(format!("trial {trial} ended as {outcome}"));
         }
-        let (checkpoint_sha256, reached) = self.checkpoint(trial)?;
-        Ok(Result { weights_sha256, checkpoint_sha256, reached, measurements: self.measurements(trial)? })
+        let newest = |slot: &str| Some(self.0.get(&format!("{trial}/checkpoint/{slot}/manifest"))?.last()?.json());
+        let mut manifests: Vec<(&str, Value)> =
+            ["0", "1", "2"].into_iter().filter_map(|slot| Some((slot, newest(slot)?))).collect();
+        manifests.sort_by_key(|(_, manifest)| manifest["checkpoint"].as_u64());
+        let (slot, newest) = manifests.last().ok_or_else(|| format!("trial {trial} has no checkpoint"))?;
+        let progress = &newest["progress"];
+        let best = progress["best"]["step"].as_u64().map(|step| {
+            let found = manifests.iter().rfind(|(_, manifest)| manifest["progress"]["step"] == step);
+            let (slot, manifest) = found.ok_or_else(|| format!("trial {trial} lacks the weights of step {step}"))?;
+            self.checkpoint(trial, slot, manifest)
+        });
+        Ok(Result {
+            weights_sha256,
+            checkpoint_sha256: self.checkpoint(trial, slot, newest)?,
+            reached: (progress["epoch"].as_u64().unwrap_or(0), progress["step"].as_u64().unwrap_or(0)),
+            best_sha256: best.transpose()?,
+            measurements: self.measurements(trial)?,
+        })
     }
 
-    fn checkpoint(&self, trial: &str) -> std::result::Result<(String, (u64, u64)), String> {
-        let newest = |slot: &str| Some(self.0.get(&format!("{trial}/checkpoint/{slot}/manifest"))?.last()?.json());
-        let manifests = ["0", "1"].into_iter().filter_map(|slot| Some((slot, newest(slot)?)));
-        let (slot, manifest) = manifests
-            .max_by_key(|(_, manifest)| manifest["checkpoint"].as_u64())
-            .ok_or_else(|| format!("trial {trial} has no checkpoint"))?;
+    /// Digest of a checkpoint's tensors, which is the one in its manifest.
+    fn checkpoint(&self, trial: &str, slot: &str, manifest: &Value) -> std::result::Result<String, String> {
         let mut digest = Sha256::new();
         for chunk in 0..manifest["chunks"].as_u64().unwrap_or(0) {
             let newest = self.0.get(&format!("{trial}/checkpoint/{slot}/{chunk}")).and_then(|records| records.last());
@@ -182,8 +196,7 @@ impl<'r> Output<'r> {
         if manifest["sha256"] != sha256.as_str() {
             return Err(format!("trial {trial}: the chunks of its checkpoint are not those of the manifest"));
         }
-        let progress = &manifest["progress"];
-        Ok((sha256, (progress["epoch"].as_u64().unwrap_or(0), progress["step"].as_u64().unwrap_or(0))))
+        Ok(sha256)
     }
 
     fn measurements(&self, trial: &str) -> std::result::Result<Vec<Value>, String> {
@@ -216,6 +229,9 @@ pub fn same_result(trial: &str, found: &Result, wanted: &Result, against: &str) 
     }
     if found.checkpoint_sha256 != wanted.checkpoint_sha256 || found.reached != wanted.reached {
         complaints.push(format!("trial {trial} has another last checkpoint than {against}"));
+    }
+    if found.best_sha256 != wanted.best_sha256 {
+        complaints.push(format!("trial {trial} has another best checkpoint than {against}"));
     }
     if found.measurements != wanted.measurements {
         let at = |list: &[Value]| -> BTreeSet<(u64, u64)> {

@@ -60,16 +60,21 @@ pub fn the_judge_sees_every_wrong_verdict() {
     seen(|features, _| features[1].headers[0].1 = Some(b"texts/0/77".to_vec()), "source");
 }
 
-/// Output of a trial that measured twice and finished.
+/// Output of a trial that measured twice, was better the first time and finished.
 fn output() -> Vec<In> {
     let sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"; // of `x`
-    let manifest = format!(r#"{{"checkpoint":4,"chunks":1,"sha256":"{sha256}","progress":{{"epoch":2,"step":8}}}}"#);
+    let manifest = |checkpoint: u64, epoch: u64, step: u64| {
+        let progress = format!(r#"{{"epoch":{epoch},"step":{step},"best":{{"step":4}}}}"#);
+        format!(r#"{{"checkpoint":{checkpoint},"chunks":1,"sha256":"{sha256}","progress":{progress}}}"#)
+    };
     let records = [
         ("t/measurement/1/4", r#"{"epoch":1,"step":4,"loss":0.5,"time_ms":1}"#.to_owned()),
         ("t/measurement/2/8", r#"{"epoch":2,"step":8,"loss":0.4,"time_ms":2}"#.to_owned()),
         ("t/checkpoint/0/0", "x".to_owned()),
-        ("t/checkpoint/0/manifest", manifest),
+        ("t/checkpoint/0/manifest", manifest(4, 2, 8)),
         ("t/outcome", r#"{"state":"finished","weights_sha256":"w"}"#.to_owned()),
+        ("t/checkpoint/2/0", "x".to_owned()),
+        ("t/checkpoint/2/manifest", manifest(2, 1, 4)),
     ];
     let record = |(offset, (key, value)): (i64, (&str, String))| In {
         partition: 0,
@@ -101,7 +106,9 @@ pub fn the_judge_sees_every_wrong_result() {
     seen(|records| drop(records.remove(0)), "missing [(1, 4)]");
     seen(|records| records.push(records[0].clone()), "2 measurements");
     seen(|records| records.push(records[4].clone()), "2 outcomes");
-    seen(|records| drop(records.pop()), "0 outcomes");
+    seen(|records| drop(records.remove(4)), "0 outcomes");
+    seen(|records| drop(records.pop()), "lacks the weights of step 4");
+    seen(|records| records[5].value = Some(b"y".to_vec()), "chunks");
     seen(|records| records[2].value = Some(b"y".to_vec()), "chunks");
     seen(|records| drop(records.remove(2)), "lacks chunk");
     let spoiled = |place, from, to| {

@@ -148,6 +148,14 @@ impl Lab {
         read(&self.settings, &self.settings.topics.output).len() as u64
     }
 
+    /// Overwrites a record of a trial's output; without a value it is deleted.
+    pub fn overwrite<'v>(&self, trial: &str, key: &str, value: impl Into<Option<&'v [u8]>>) {
+        let key = format!("{trial}/{key}");
+        let partition = self.output().keyed(&key)[0].partition;
+        let record = Out { key: Some(key.into()), value: value.into().map(<[u8]>::to_vec), ..Out::default() };
+        support::produce(&self.settings, &self.settings.topics.output, &[record.to(partition)]);
+    }
+
     /// The newest record of a trial in `trials`.
     pub fn trial(&self, id: &str) -> Option<Value> {
         let records = read(&self.settings, &self.settings.topics.trials);
@@ -166,6 +174,18 @@ pub struct Output(pub Vec<In>);
 impl Output {
     pub fn keyed(&self, key: &str) -> Vec<&In> {
         self.0.iter().filter(|record| record.key() == key).collect()
+    }
+
+    /// Manifests of a trial's checkpoints as they stand: (slot, manifest), the newest last.
+    pub fn manifests(&self, trial: &str) -> Vec<(String, Value)> {
+        let newest = |slot: &str| {
+            let last = self.keyed(&format!("{trial}/checkpoint/{slot}/manifest")).pop()?;
+            last.value.as_ref().map(|_| last.json())
+        };
+        let mut found: Vec<(String, Value)> =
+            ["0", "1", "2"].into_iter().filter_map(|slot| Some((slot.to_owned(), newest(slot)?))).collect();
+        found.sort_by_key(|(_, manifest)| manifest["checkpoint"].as_u64());
+        found
     }
 
     /// The only outcome of a trial.
@@ -251,6 +271,17 @@ fn point(number: usize) -> Out {
         key: Some(format!("k{number}").into_bytes()),
         partition: None,
     }
+}
+
+/// The same records, but every so many labels of the validation split are those of the other centre: what is learnt
+/// from the others is wrong about them, and the more so the surer it is.
+pub fn contradicted(mut records: Vec<Out>, validation: u32, one_in: usize) -> Vec<Out> {
+    let held_out = records.iter_mut().filter(|out| is_validation(out.key.as_deref().unwrap(), validation));
+    for (_, label) in held_out.step_by(one_in).map(|record| &mut record.headers[0]) {
+        let other = if label.as_deref() == Some(b"sea") { "field" } else { "sea" };
+        *label = Some(other.into());
+    }
+    records
 }
 
 /// Deals records to partitions in turn.

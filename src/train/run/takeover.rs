@@ -7,9 +7,9 @@ use crate::kafka;
 use crate::kafka::offsets::Committed;
 use crate::learn::learner::{self, Learner};
 use crate::search::record::{TrialRecord, TRAINING_FORMAT};
-use crate::train::store::checkpoint::{self, Manifest, Progress};
+use crate::train::store::checkpoint::{self, Kept, Manifest, Progress};
 use crate::train::store::publish::Pointer;
-use crate::train::store::trials::TrialOutput;
+use crate::train::store::trials::{TrialOutput, Whole};
 
 /// Why a trial cannot be taken over.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,8 @@ pub struct TakenOver<'c> {
     pub progress: Progress,
     /// Number of its next checkpoint.
     pub checkpoint: u64,
+    /// What that one must not replace.
+    pub kept: Kept,
     /// Its turn to compute.
     pub turn: Turn<'c>,
 }
@@ -67,12 +69,13 @@ pub fn take_over<'c>(context: &'c Context, record: &TrialRecord, output: &TrialO
         tracing::warn!(trial = %record.trial, %error, "using the checkpoint before it");
     }
     if damaged.is_empty() {
-        check_group(context, record, &range, newest.as_ref().map(|(manifest, _)| manifest), newest_number)?;
+        check_group(context, record, &range, newest.as_ref().map(|whole| &whole.manifest), newest_number)?;
     }
     let turn = context.turns.take();
     let mut learner: Box<dyn Learner> = Box::new(record.fit().map_err(learner::Error::from)?);
+    let kept = newest.as_ref().map(|whole| output.kept(whole)).unwrap_or_default();
     let progress = match newest {
-        Some((manifest, blob)) => {
+        Some(Whole { manifest, blob, .. }) => {
             manifest.check_fits(record)?;
             tracing::info!(
                 trial = %record.trial, epoch = manifest.progress.epoch, step = manifest.progress.step,
@@ -89,7 +92,7 @@ pub fn take_over<'c>(context: &'c Context, record: &TrialRecord, output: &TrialO
             Progress::beginning(&range)
         }
     };
-    Ok(TakenOver { learner, progress, checkpoint: newest_number.map_or(0, |number| number + 1), turn })
+    Ok(TakenOver { learner, progress, checkpoint: newest_number.map_or(0, |number| number + 1), kept, turn })
 }
 
 /// What a trial's group says beside its checkpoints.

@@ -19,7 +19,7 @@ use crate::models::seed::{Generator, Purpose};
 use crate::output::{EndState, Measurement, Outcome};
 use crate::search::record::TrialRecord;
 use crate::train::now_ms;
-use crate::train::store::checkpoint::{EpochSums, Progress};
+use crate::train::store::checkpoint::{EpochSums, Kept, Progress};
 use crate::train::store::publish::{self, Background, Checkpoint, Publication};
 use crate::train::store::trials::Written;
 
@@ -82,6 +82,7 @@ pub(super) struct Training<'c> {
     progress: Progress,
     /// Number of the next checkpoint.
     checkpoint: u64,
+    kept: Kept,
     checkpointed: Instant,
     measurements: Vec<Measurement>,
     /// Training records left over from earlier windows; fewer than a batch.
@@ -98,7 +99,7 @@ impl<'c> Training<'c> {
     pub(super) fn new(
         context: &'c Context,
         record: &'c TrialRecord,
-        TakenOver { learner, progress, checkpoint, turn }: TakenOver<'c>,
+        TakenOver { learner, progress, checkpoint, kept, turn }: TakenOver<'c>,
         control: &'c Control,
         mut replay: Follower,
         reached: &'c mut Reached,
@@ -117,6 +118,7 @@ impl<'c> Training<'c> {
             turn,
             learner,
             checkpoint,
+            kept,
             checkpointed: now,
             measurements: Vec::new(),
             carry: Window::default(),
@@ -130,8 +132,10 @@ impl<'c> Training<'c> {
 
     pub(super) fn run(&mut self, publisher: &mut Background) -> Result<End, Error> {
         self.show();
-        let epochs = self.record.parameters.epochs;
-        while self.progress.epoch < epochs {
+        let parameters = &self.record.parameters;
+        let epochs = parameters.epochs;
+        let is_over = |progress: &Progress| progress.epoch >= epochs || progress.out_of_patience(parameters).is_some();
+        while !is_over(&self.progress) {
             self.replay.set_last_pass(self.progress.epoch + 1 == epochs);
             let started = Instant::now();
             let stepped = self.epoch(publisher)?;
@@ -150,7 +154,7 @@ impl<'c> Training<'c> {
                 return self.diverged(publisher, reason);
             }
             self.progress.due = false;
-            self.measure(Some(&validation));
+            self.measure(Some(&validation))?;
             self.context.metrics.train.epoch_duration.observe(started.elapsed().as_secs_f64());
             self.context.metrics.train.epochs.inc();
             let start = Position::start(&self.range);
@@ -158,7 +162,7 @@ impl<'c> Training<'c> {
             self.progress.position = start.clone();
             self.progress.taken = 0;
             self.progress.sums = EpochSums::default();
-            if self.progress.epoch < epochs {
+            if !is_over(&self.progress) {
                 self.checkpoint(publisher)?;
                 self.obey(publisher)?;
                 self.replay.seek(start);
@@ -166,7 +170,8 @@ impl<'c> Training<'c> {
                 self.validation.begin_pass(self.record.dim);
             }
         }
-        let outcome = self.finish(publisher, EndState::Finished, None)?;
+        let reason = self.progress.out_of_patience(parameters);
+        let outcome = self.finish(publisher, EndState::Finished, reason)?;
         Ok(End::Outcome(Box::new(outcome)))
     }
 
@@ -284,7 +289,7 @@ impl<'c> Training<'c> {
         if !std::mem::take(&mut self.progress.due) {
             return Ok(());
         }
-        self.measure(None);
+        self.measure(None)?;
         self.checkpoint(publisher)
     }
 
@@ -311,7 +316,7 @@ impl<'c> Training<'c> {
             }
             Order::Stop => {
                 if std::mem::take(&mut self.progress.due) {
-                    self.measure(None);
+                    self.measure(None)?;
                 }
                 let outcome = self.finish(publisher, EndState::Stopped, Some("stopped on request".into()))?;
                 Err(Error::Stopped(Box::new(outcome)))
@@ -353,7 +358,7 @@ impl<'c> Training<'c> {
         Ok(evaluation)
     }
 
-    fn measure(&mut self, validation: Option<&Evaluation>) {
+    fn measure(&mut self, validation: Option<&Evaluation>) -> Result<(), Error> {
         let (sums, progress) = (&self.progress.sums, &self.progress);
         let (began, done_then) = self.epoch_began;
         let per_second = (sums.records - done_then.min(sums.records)) as f64 / began.elapsed().as_secs_f64().max(1e-9);
@@ -375,13 +380,16 @@ impl<'c> Training<'c> {
             time_ms: now_ms(),
         };
         let objective = &self.record.objective;
-        if self.progress.best.as_ref().is_none_or(|best| objective.compare(&measurement, best).is_lt()) {
+        let is_better = self.progress.best.as_ref().is_none_or(|best| objective.compare(&measurement, best).is_lt());
+        // A loss is taken before the update, which may have spoilt the weights that it would make the best.
+        if is_better && self.learner.is_finite()? {
             self.progress.best = Some(measurement.clone());
         }
         self.context.status.change_trial(&self.record.trial, |status| {
             status.measurement = serde_json::to_value(&measurement).ok();
         });
         self.measurements.push(measurement);
+        Ok(())
     }
 
     fn checkpoint(&mut self, publisher: &mut Background) -> Result<(), Error> {
@@ -433,6 +441,7 @@ impl<'c> Training<'c> {
             self.context.metrics.train.checkpoint_bytes.inc_by(blob.len() as u64);
             publication.checkpoint = Some(Checkpoint {
                 number: self.checkpoint,
+                slot: self.kept.place(&self.progress),
                 progress: self.progress.clone(),
                 blob,
                 offsets: if finished { ends() } else { self.progress.position.offsets.clone() },

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::features::range::{Position, Range};
 use crate::output::{Measurement, Slot};
+use crate::search::parameters::HyperParameters;
 use crate::search::record::TrialRecord;
 use crate::text::shortened;
 
@@ -79,6 +80,44 @@ impl Progress {
             best: None,
         }
     }
+
+    /// Are these the weights that the best measurement was taken of? Weights are a function of the steps behind them.
+    pub fn is_best(&self) -> bool {
+        self.best.as_ref().is_some_and(|best| best.step == self.step)
+    }
+
+    /// Why the trial is over before its last epoch, if it is: none of the last epochs, `patience` of them, was better
+    /// than those before. Counted from the best measurement, so that whoever takes the trial over counts alike.
+    pub fn out_of_patience(&self, parameters: &HyperParameters) -> Option<String> {
+        let HyperParameters { epochs, patience, validation, .. } = *parameters;
+        let best = self.best.as_ref().filter(|_| patience > 0 && self.epoch < epochs)?;
+        let without = self.epoch.saturating_sub(best.epoch);
+        let (what, s) = (if validation > 0 { "validation" } else { "epoch" }, if without == 1 { "" } else { "s" });
+        let reason = || format!("no improvement in {without} {what}{s}; the best was epoch {}", best.epoch);
+        (without >= patience).then(reason)
+    }
+}
+
+/// Slots that a trial's next checkpoint leaves as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Of the newest checkpoint, which is gone on from when the next one turns out damaged.
+    pub newest: Option<Slot>,
+    /// Of the checkpoint that has the weights of the best measurement.
+    pub best: Option<Slot>,
+}
+
+impl Kept {
+    /// The slot for a checkpoint of a trial that stands there; it is kept from now on.
+    pub fn place(&mut self, progress: &Progress) -> Slot {
+        let is_free = |slot: &Slot| ![self.newest, self.best].contains(&Some(*slot));
+        let slot = Slot::TURNS.into_iter().find(is_free).expect("of three slots at most two are kept");
+        self.newest = Some(slot);
+        if progress.is_best() {
+            self.best = Some(slot);
+        }
+        slot
+    }
 }
 
 /// Seals a checkpoint. With the record of the trial it says all that is needed to go on.
@@ -87,7 +126,7 @@ pub struct Manifest {
     pub trial: String,
     /// Which run of the trial.
     pub attempt: u32,
-    /// Counts checkpoints of the trial, over all attempts; its slot follows.
+    /// Counts checkpoints of the trial, over all attempts.
     pub checkpoint: u64,
     pub chunks: u32,
     /// Their bytes, together.
@@ -186,6 +225,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::samples::measurement;
     use crate::search::record::samples;
 
     fn sealed(blob: &[u8]) -> (TrialRecord, Manifest) {
@@ -238,6 +278,46 @@ mod tests {
         let mut more = chunks(&blob);
         drop(more.insert(2, b"old".to_vec()));
         assert_eq!(manifest.open(Slot::One, &more).unwrap(), blob);
+    }
+
+    #[test]
+    fn neither_the_newest_checkpoint_nor_the_best_is_replaced() {
+        let range = samples::record("t").range();
+        let at =
+            |step, best: u64| Progress { step, best: Some(measurement(1, best, 0.5)), ..Progress::beginning(&range) };
+        let mut kept = Kept::default();
+        // What lies where after each checkpoint: its step, and that of the best.
+        let mut slots = BTreeMap::new();
+        for (step, best) in [(1, 0), (2, 2), (3, 2), (3, 2), (4, 2), (5, 2), (6, 6), (7, 7), (7, 7), (8, 7), (9, 7)] {
+            let before: Vec<u64> = [kept.newest, kept.best].iter().flatten().map(|slot| slots[slot]).collect();
+            let slot = kept.place(&at(step, best));
+            let replaced = slots.insert(slot, step);
+            let others: Vec<u64> = slots.iter().filter(|(other, _)| **other != slot).map(|(_, step)| *step).collect();
+            assert!(before.iter().all(|step| others.contains(step)), "{step}: {replaced:?} was kept");
+            assert_eq!(kept.newest, Some(slot));
+            assert_eq!(kept.best.map(|best| slots[&best]), (best > 0).then_some(best));
+        }
+        assert!(slots.len() <= 3);
+    }
+
+    #[test]
+    fn patience_ends_a_trial_that_finds_no_better_epoch() {
+        let record = samples::record("t");
+        let parameters = HyperParameters { epochs: 9, patience: 2, ..record.parameters.clone() };
+        let over = |parameters: &HyperParameters, epoch, best| {
+            let best = Some(measurement(best, 10 * best, 0.5));
+            Progress { epoch, best, ..Progress::beginning(&record.range()) }.out_of_patience(parameters)
+        };
+        for (epoch, best) in [(1, 1), (2, 1), (3, 2), (4, 4)] {
+            assert_eq!(over(&parameters, epoch, best), None, "{epoch} {best}");
+        }
+        let reason = over(&parameters, 4, 2);
+        assert_eq!(reason.as_deref(), Some("no improvement in 2 validations; the best was epoch 2"));
+        assert_eq!(over(&parameters, 9, 7), None, "all epochs are done anyway");
+        assert_eq!(over(&HyperParameters { patience: 0, ..parameters.clone() }, 8, 1), None);
+        let reason = over(&HyperParameters { patience: 1, validation: 0, ..parameters.clone() }, 2, 1);
+        assert_eq!(reason.as_deref(), Some("no improvement in 1 epoch; the best was epoch 1"));
+        assert_eq!(Progress::beginning(&record.range()).out_of_patience(&parameters), None);
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub struct Publication {
 pub struct Checkpoint {
     /// Counts checkpoints of the trial, over all attempts.
     pub number: u64,
+    /// Where it goes; what lies there is replaced.
+    pub slot: Slot,
     /// Where the trial stands.
     pub progress: Progress,
     /// Weights and the optimizer's state.
@@ -254,7 +256,7 @@ impl Publisher {
         });
         let mut records: Vec<&Written<'_>> = publication.records.iter().collect();
         let state = sealed.as_ref().map_or_else(Vec::new, |(checkpoint, manifest)| {
-            Written::checkpoint(manifest, Slot::of(checkpoint.number), &checkpoint.blob)
+            Written::checkpoint(manifest, checkpoint.slot, &checkpoint.blob)
         });
         records.extend(&state);
         let checkpoint = publication.checkpoint.as_ref();

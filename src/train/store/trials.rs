@@ -1,12 +1,13 @@
 //! Trials and their output as they stand in Kafka.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fail::fail_point;
 use rdkafka::message::{BorrowedMessage, Message};
 
-use super::checkpoint::{self, Manifest};
+use super::checkpoint::{self, Kept, Manifest};
 use crate::config::Settings;
 use crate::kafka::offsets::Watermarks;
 use crate::kafka::scan::{self, scan};
@@ -96,6 +97,15 @@ pub struct TrialOutput {
     chunks: BTreeMap<Slot, BTreeMap<u32, Vec<u8>>>,
 }
 
+/// A checkpoint that is whole.
+#[derive(Debug)]
+pub struct Whole {
+    pub slot: Slot,
+    pub manifest: Manifest,
+    /// Weights and the optimizer's state.
+    pub blob: Vec<u8>,
+}
+
 /// Which trials' output is read, and whether checkpoints are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
@@ -152,32 +162,57 @@ impl TrialOutput {
         }
     }
 
-    /// Number of the newest checkpoint of any attempt.
-    pub fn newest_number(&self) -> Option<u64> {
-        let running = self.manifests.iter().filter(|(slot, _)| **slot != Slot::Initial);
-        running.filter_map(|(_, manifest)| manifest.as_ref().ok()).map(|manifest| manifest.checkpoint).max()
+    /// What training wrote, slot by slot.
+    fn turns(&self) -> impl Iterator<Item = (Slot, &std::result::Result<Manifest, checkpoint::Error>)> {
+        Slot::TURNS.into_iter().filter_map(|slot| Some((slot, self.manifests.get(&slot)?)))
     }
 
-    /// The newest checkpoint of an attempt that is whole; damaged ones are returned as errors to be counted.
-    pub fn newest(&self, attempt: u32) -> (Option<(Manifest, Vec<u8>)>, Vec<checkpoint::Error>) {
-        let mut damaged = Vec::new();
-        let mut whole: Option<(Manifest, Vec<u8>)> = None;
-        for (slot, manifest) in self.manifests.iter().filter(|(slot, _)| **slot != Slot::Initial) {
-            let opened = match manifest {
-                Ok(manifest) if manifest.attempt != attempt => continue,
-                Ok(manifest) => self.open(*slot, manifest),
-                Err(error) => Err(checkpoint::Error::Manifest(error.to_string())),
-            };
-            match opened {
-                Ok((manifest, blob)) => {
-                    if whole.as_ref().is_none_or(|(best, _)| best.checkpoint < manifest.checkpoint) {
-                        whole = Some((manifest, blob));
-                    }
-                }
+    /// Manifests of an attempt, the newest first.
+    fn attempt(&self, attempt: u32) -> Vec<(Slot, &Manifest)> {
+        let readable = self.turns().filter_map(|(slot, manifest)| Some((slot, manifest.as_ref().ok()?)));
+        let mut found: Vec<_> = readable.filter(|(_, manifest)| manifest.attempt == attempt).collect();
+        found.sort_by_key(|(_, manifest)| Reverse(manifest.checkpoint));
+        found
+    }
+
+    /// Number of the newest checkpoint of any attempt.
+    pub fn newest_number(&self) -> Option<u64> {
+        self.turns().filter_map(|(_, manifest)| Some(manifest.as_ref().ok()?.checkpoint)).max()
+    }
+
+    /// The newest checkpoint of an attempt that is whole; damaged ones before which it was found are returned as
+    /// errors to be counted.
+    pub fn newest(&self, attempt: u32) -> (Option<Whole>, Vec<checkpoint::Error>) {
+        let unreadable = self.turns().filter_map(|(_, manifest)| manifest.as_ref().err());
+        let mut damaged: Vec<_> = unreadable.map(|error| checkpoint::Error::Manifest(error.to_string())).collect();
+        for (slot, manifest) in self.attempt(attempt) {
+            match self.open(slot, manifest) {
+                Ok(whole) => return (Some(whole), damaged),
                 Err(error) => damaged.push(error),
             }
         }
-        (whole, damaged)
+        (None, damaged)
+    }
+
+    /// Where the weights lie that the best measurement was taken of, as the checkpoint that is gone on from knows it.
+    fn best_of(&self, newest: &Manifest) -> Option<(Slot, &Manifest)> {
+        let best = newest.progress.best.as_ref()?;
+        let behind = |manifest: &Manifest| manifest.checkpoint <= newest.checkpoint;
+        let holds = |(_, manifest): &(Slot, &Manifest)| behind(manifest) && manifest.progress.step == best.step;
+        self.attempt(newest.attempt).into_iter().find(holds)
+    }
+
+    /// What the checkpoint after this one must not replace.
+    pub fn kept(&self, newest: &Whole) -> Kept {
+        Kept { newest: Some(newest.slot), best: self.best_of(&newest.manifest).map(|(slot, _)| slot) }
+    }
+
+    /// The checkpoint with the best weights that the trial had when it wrote this one; none, if it is not there.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn best(&self, newest: &Whole) -> std::result::Result<Option<Whole>, checkpoint::Error> {
+        self.best_of(&newest.manifest).map(|(slot, manifest)| self.open(slot, manifest)).transpose()
     }
 
     /// The state that the trial begins with, when it was given one.
@@ -186,15 +221,16 @@ impl TrialOutput {
     /// When it is missing or damaged.
     pub fn initial(&self) -> std::result::Result<Vec<u8>, checkpoint::Error> {
         match self.manifests.get(&Slot::Initial) {
-            Some(Ok(manifest)) => Ok(self.open(Slot::Initial, manifest)?.1),
+            Some(Ok(manifest)) => Ok(self.open(Slot::Initial, manifest)?.blob),
             Some(Err(error)) => Err(checkpoint::Error::Manifest(error.to_string())),
             None => Err(checkpoint::Error::Manifest("the initial weights are missing".into())),
         }
     }
 
-    fn open(&self, slot: Slot, manifest: &Manifest) -> std::result::Result<(Manifest, Vec<u8>), checkpoint::Error> {
+    fn open(&self, slot: Slot, manifest: &Manifest) -> std::result::Result<Whole, checkpoint::Error> {
         let empty = BTreeMap::new();
-        Ok((manifest.clone(), manifest.open(slot, self.chunks.get(&slot).unwrap_or(&empty))?))
+        let blob = manifest.open(slot, self.chunks.get(&slot).unwrap_or(&empty))?;
+        Ok(Whole { slot, manifest: manifest.clone(), blob })
     }
 
     /// Keys of everything that was found, for deleting it.
@@ -339,6 +375,7 @@ impl<'b> Written<'b> {
 
 #[cfg(test)]
 mod tests {
+    use super::checkpoint::Progress;
     use super::*;
     use crate::search::record::samples;
 
@@ -379,21 +416,60 @@ mod tests {
         output
     }
 
-    fn checkpoint(attempt: u32, number: u64, blob: &[u8]) -> Vec<(Key<'static>, Option<Vec<u8>>)> {
+    /// A checkpoint after as many steps as its number, of which the best was `best`.
+    fn seal(
+        (attempt, number): (u32, u64),
+        slot: Slot,
+        best: Option<u64>,
+        blob: &[u8],
+    ) -> Vec<(Key<'static>, Option<Vec<u8>>)> {
         let record = TrialRecord { attempt, ..samples::record("t") };
-        let manifest = Manifest::seal(&record, number, checkpoint::Progress::beginning(&record.range()), blob);
-        let slot = Slot::of(number);
+        let best = best.map(|step| crate::output::samples::measurement(1, step, 0.5));
+        let progress = Progress { step: number, best, ..Progress::beginning(&record.range()) };
+        let manifest = Manifest::seal(&record, number, progress, blob);
         vec![
             (Key::Chunk { trial: "t", slot, chunk: 0 }, Some(blob.to_vec())),
             (Key::Manifest { trial: "t", slot }, Some(manifest.to_json())),
         ]
     }
 
+    fn checkpoint(attempt: u32, number: u64, blob: &[u8]) -> Vec<(Key<'static>, Option<Vec<u8>>)> {
+        seal((attempt, number), if number.is_multiple_of(2) { Slot::Zero } else { Slot::One }, None, blob)
+    }
+
+    #[test]
+    fn the_best_checkpoint_of_the_attempt_is_found_and_kept() {
+        let found = |records: &[(Key<'_>, Option<Vec<u8>>)], attempt| {
+            let output = output(records);
+            let newest = output.newest(attempt).0.unwrap();
+            let best = output.best(&newest).map(|best| best.map(|whole| whole.blob));
+            (best.map_err(|error| error.to_string()), output.kept(&newest))
+        };
+        let kept = |newest, best| Kept { newest: Some(newest), best };
+        let mut records = [
+            seal((0, 3), Slot::Two, Some(3), b"three"),
+            seal((0, 6), Slot::One, Some(3), b"six"),
+            seal((0, 7), Slot::Zero, Some(3), b"seven"),
+        ]
+        .concat();
+        assert_eq!(found(&records, 0), (Ok(Some(b"three".to_vec())), kept(Slot::Zero, Some(Slot::Two))));
+        records[0].1 = Some(b"other".to_vec());
+        let (best, still) = found(&records, 0);
+        assert!(best.unwrap_err().contains("checkpoint 3 in slot 2 is damaged"));
+        assert_eq!(still, kept(Slot::Zero, Some(Slot::Two)));
+        records.extend(seal((0, 8), Slot::One, Some(8), b"eight"));
+        assert_eq!(found(&records, 0), (Ok(Some(b"eight".to_vec())), kept(Slot::One, Some(Slot::One))));
+        // Of an attempt before, or replaced by a version that kept the newest alone.
+        records.extend(seal((1, 9), Slot::Two, Some(8), b"nine"));
+        assert_eq!(found(&records, 1), (Ok(None), kept(Slot::Two, None)));
+        assert_eq!(found(&checkpoint(0, 4, b"four"), 0), (Ok(None), kept(Slot::Zero, None)), "nothing is measured");
+    }
+
     #[test]
     fn the_newest_whole_checkpoint_of_the_attempt_is_found() {
         let number = |output: &TrialOutput, attempt| {
             let (found, damaged) = output.newest(attempt);
-            (found.map(|(manifest, blob)| (manifest.checkpoint, blob)), damaged.len())
+            (found.map(|whole| (whole.manifest.checkpoint, whole.blob)), damaged.len())
         };
         let two = output(&[checkpoint(0, 4, b"four"), checkpoint(0, 5, b"five")].concat());
         assert_eq!(number(&two, 0), (Some((5, b"five".to_vec())), 0));
