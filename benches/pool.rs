@@ -1,7 +1,7 @@
 //! A search from a process's start to its last outcome, beside the Python peers; what more trials, and embedding beside
-//! them, cost; memory of sixteen trials; how long a resume takes.
+//! them, cost; trials that share means, to bare steps; memory of sixteen trials; how long a resume takes.
 //!
-//! `cargo bench --bench pool -- --rounds 3`; `SWEEPSTREAM_PEERS` names the folder of the peers, and
+//! `cargo bench --bench pool -- --rounds 3`, or with `--means` what has to do with means alone; `SWEEPSTREAM_PEERS` names the folder of the peers, and
 //! `SWEEPSTREAM_PEERS_PYTHON` a Python that has what they need (else `python3`).
 
 mod support;
@@ -15,6 +15,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sweepstream::config::Settings;
+use sweepstream::features::codec;
+use sweepstream::features::window::{Example, Target, Window};
 use sweepstream::kafka::client;
 use sweepstream::kafka::topics::Declarations;
 use sweepstream::output::Key;
@@ -22,7 +24,7 @@ use sweepstream::parts::Parts;
 use sweepstream::topology::Topology;
 use sweepstream::train::run::pool::TRAIN;
 
-use support::features::{fill, matrices, mlps, search, LABELS};
+use support::features::{fill, matrices, mlps, search, DIM, LABELS};
 use support::process::{produce, Running};
 use support::{cpu_seconds_of, median, Bench, Figures};
 
@@ -40,6 +42,10 @@ fn main() {
     let mut figures = Figures::default();
     let bench = Bench::start();
     let matrices = matrices(RECORDS);
+    means(&bench, &matrices, rounds, &mut figures);
+    if arguments.iter().any(|argument| argument == "--means") {
+        return figures.finish("pool");
+    }
     wall(&bench, &matrices, rounds, &mut figures);
     memory(&bench, &matrices, &mut figures);
     resume(&bench, &matrices, rounds, &mut figures);
@@ -194,6 +200,70 @@ fn resume(bench: &Bench, matrices: &[Vec<u8>], rounds: usize, figures: &mut Figu
         process.stop();
     }
     figures.add("from a process's start to the first step of a resumed trial", median(seconds), "s");
+}
+
+/// Sixteen mlp trials and sixty-four over means in memory, to steps of as many threads without anything around them.
+fn means(bench: &Bench, matrices: &[Vec<u8>], rounds: usize, figures: &mut Figures) {
+    const BATCH: f64 = 64.0;
+    let mut settings = bench.settings();
+    settings.train.checkpoint_interval = Duration::from_secs(3600);
+    settings.run.drain_timeout = Duration::ZERO;
+    // Each epoch ends with a checkpoint: so many that this is a small part.
+    let many: Vec<Vec<u8>> = matrices.iter().cycle().take(8 * RECORDS).cloned().collect();
+    fill(&settings, &many);
+    let mut rates: [Vec<f64>; 3] = Default::default();
+    for round in 0..rounds {
+        rates[0].push(bare_steps_per_second(&settings, matrices));
+        for (place, trials) in [(1, 16), (2, 64)] {
+            let mut settings = settings.clone();
+            settings.application_id = format!("{}-{trials}-{round}", settings.application_id);
+            // So that no trial of an earlier case goes on.
+            settings.topics.trials = format!("{}-{trials}-{round}", settings.topics.trials);
+            drop(Declarations::load(&settings).unwrap().ensure(&settings, None).unwrap());
+            settings.train.parallel = std::num::NonZeroUsize::new(trials);
+            drop(mlps(&settings, trials, 1_000_000));
+            let topology = Topology::start(&settings, &Parts::locate(), &[&TRAIN]).unwrap();
+            while topology.status.trials().values().filter(|trial| trial.step > 0).count() < trials {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            rates[place].push(steps_per_second(&topology));
+            topology.stop().unwrap();
+        }
+    }
+    let [bare, sixteen, many] = rates.map(median);
+    figures.add("bare mlp steps over means in memory, a thread a core", bare * BATCH, "records/s");
+    figures.add("16 mlp trials together", sixteen * BATCH, "records/s");
+    figures.add("64 mlp trials together", many * BATCH, "records/s");
+    figures.add("16 mlp trials together, to bare steps", sixteen / bare, "times");
+    figures.add("64 mlp trials together, to bare steps", many / bare, "times");
+}
+
+/// Of as many threads as train, all together.
+fn bare_steps_per_second(settings: &Settings, matrices: &[Vec<u8>]) -> f64 {
+    const SECONDS: f64 = 4.0;
+    let trial = mlps(settings, 1, 1).trials.remove(0);
+    let mut window = Window::default();
+    window.clear(0, DIM);
+    for (i, matrix) in matrices[..512].iter().enumerate() {
+        let target = Target::Class((i % LABELS) as u32);
+        window.push_mean(codec::decode(matrix).unwrap(), trial.rows_max, target, false);
+    }
+    let work = || {
+        let mut fit = trial.fit().unwrap();
+        let records: Vec<Example<'_>> = window.training().iter().map(|&place| window.record(place)).collect();
+        let (clock, mut steps) = (Instant::now(), 0);
+        while clock.elapsed().as_secs_f64() < SECONDS {
+            for batch in records.chunks(64) {
+                let _ = fit.step(batch, 0, steps).unwrap();
+                steps += 1;
+            }
+        }
+        steps as f64 / clock.elapsed().as_secs_f64()
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..settings.train.threads()).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    })
 }
 
 /// Autoencoder steps per second, all trials together, with the first window read and the broker idle.

@@ -132,6 +132,8 @@ impl<'a> Bare<'a> {
 fn streams(settings: &Settings, shared_bytes: usize) -> (std::sync::Arc<Streams>, Metrics) {
     let mut settings = settings.clone();
     settings.train.shared_bytes = shared_bytes;
+    // What is in memory is not read.
+    settings.train.cache_bytes = 0;
     let metrics = Metrics::new().unwrap();
     (Streams::new(&settings, &metrics.train), metrics)
 }

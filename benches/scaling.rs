@@ -92,17 +92,17 @@ fn train(settings: &Settings, records: usize, trials: usize, epochs: usize, proc
     await_until(|| sum(finished) >= trials as f64);
     let network = loopback_megabytes() - before;
     let name = format!("{records} records, {trials} trials, {epochs} epochs, {processes} train process(es)");
-    // One stream for each process that has trials; the search's start reads the range once.
-    let streams = processes.min(trials) as f64;
+    // Each process that has trials reads the means once; the search's start reads the range once, too.
+    let readers = processes.min(trials) as f64;
     let read = sum("sweepstream_replay_records_total");
-    held_against(&format!("{name}, records read"), streams * (epochs * records) as f64, read, "records", figures);
+    held_against(&format!("{name}, records read"), readers * records as f64, read, "records", figures);
     let checkpoint = 12.0 * ((DIM + 1) * 128 + (128 + 1) * LABELS) as f64 / 1e6;
     let written = sum("sweepstream_checkpoint_bytes_total") / 1e6;
     let checkpoints = (trials * epochs) as f64 * checkpoint;
     held_against(&format!("{name}, checkpoints"), checkpoints, written, "MB", figures);
     let transactions = sum("sweepstream_output_transactions_total{outcome=\"committed\"}");
     held_against(&format!("{name}, transactions"), (trials * epochs) as f64, transactions, "", figures);
-    let predicted = (1.0 + streams * epochs as f64) * megabytes + checkpoints;
+    let predicted = (1.0 + readers) * megabytes + checkpoints;
     held_against(&format!("{name}, network"), predicted, network, "MB", figures);
 }
 

@@ -148,6 +148,8 @@ pub struct Train {
     pub records_read: IntCounter,
     /// Streams that trials follow.
     pub streams: IntGauge,
+    /// Bytes of means that are held.
+    pub view_bytes: IntGauge,
     /// Records replayed in the last second, all trials together.
     pub records_per_second: Gauge,
     /// Bytes of checkpoints committed.
@@ -259,9 +261,14 @@ impl Train {
             records: r.counter("trial_records_total", "Records replayed, all trials together.")?,
             records_read: r.counter(
                 "replay_records_total",
-                "Records read from the features topic for trials; trials that share a stream read a record once.",
+                "Records read from the features topic for trials; trials that share a stream, or means that are held, \
+                 read a record once.",
             )?,
             streams: r.int_gauge("replay_streams", "Streams that trials follow.")?,
+            view_bytes: r.int_gauge(
+                "replay_view_bytes",
+                "Bytes of means that are held, or have room set aside, for trials that read nothing else.",
+            )?,
             records_per_second: r
                 .gauge("trial_records_per_second", "Records replayed in the last second, all trials together.")?,
             checkpoint_bytes: r.counter("checkpoint_bytes_total", "Bytes of checkpoints committed.")?,

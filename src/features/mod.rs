@@ -2,10 +2,12 @@
 
 pub mod codec;
 pub mod merge;
+mod pooled;
 pub mod range;
 pub mod replay;
 mod sharing;
 pub mod stream;
 pub mod survey;
 pub mod vector;
+mod view;
 pub mod window;

@@ -109,18 +109,24 @@ pub struct Identity<'a> {
 }
 
 impl Identity<'_> {
-    /// `crc32(key) % one_in == 0`, as zlib computes it; without a key the source counts, and without a source
-    /// `partition/ordinal`. With 0 nothing is.
-    pub fn is_validation(&self, one_in: u32) -> bool {
-        if one_in == 0 {
-            return false;
-        }
-        let crc = match self.key.or(self.source) {
+    /// CRC-32 of the key, as zlib computes it; without a key the source counts, and without a source
+    /// `partition/ordinal`.
+    pub fn hash(&self) -> u32 {
+        match self.key.or(self.source) {
             Some(bytes) => crc32fast::hash(bytes),
             None => crc32fast::hash(format!("{}/{}", self.partition, self.ordinal).as_bytes()),
-        };
-        crc % one_in == 0
+        }
     }
+
+    /// See [`is_validation`].
+    pub fn is_validation(&self, one_in: u32) -> bool {
+        is_validation(self.hash(), one_in)
+    }
+}
+
+/// Whether a record with such an [`Identity::hash`] is for validation: one in so many is; with 0 none.
+pub fn is_validation(hash: u32, one_in: u32) -> bool {
+    one_in > 0 && hash.is_multiple_of(one_in)
 }
 
 /// A record of `features` as readers need it.
@@ -134,6 +140,21 @@ pub struct RawRecord<'a> {
     pub source: Option<&'a [u8]>,
     /// `embedder` header.
     pub embedder: Option<&'a [u8]>,
+}
+
+/// A record of a range, read in its turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    pub matrix: MatrixView<'a>,
+    pub label: Option<&'a str>,
+    /// [`Identity::hash`].
+    pub hash: u32,
+    /// Index of its partition in the range.
+    pub index: usize,
+    /// Its partition's next offset.
+    pub next_offset: i64,
+    /// Of its partition up to and with this record.
+    pub digest: Digest,
 }
 
 /// All labels of a range together: each trial carries them in its record, whose topic allows 1 MB by default.

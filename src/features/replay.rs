@@ -6,12 +6,12 @@ use rdkafka::message::{BorrowedMessage, Message};
 
 use super::codec::{self, EMBEDDER_HEADER, SOURCE_HEADER};
 use super::merge::Merge;
-use super::range::{class_name, Digest, Identity, PartitionRange, Position, Range, RawRecord};
-use super::window::{Reading, Target, Window};
+use super::range::{class_name, is_validation, Digest, Identity, PartitionRange, Position, Range, RawRecord, Record};
+use super::window::{Reading, Window};
 use crate::config::Settings;
 use crate::input::LABEL_HEADER;
 use crate::kafka::headers::{self, NotText};
-use crate::kafka::reader::{LogEnd, Polled, Reader};
+use crate::kafka::reader::{Log, Polled, Reader};
 use crate::kafka::{Error, Result};
 
 /// How long the broker may be silent before the wait is logged.
@@ -21,56 +21,27 @@ const SILENCE: Duration = Duration::from_secs(5);
 pub struct Replay {
     reader: Reader,
     range: Range,
-    reading: Reading,
+    dim: usize,
     merge: Merge,
     window: u64,
     offsets: Vec<i64>,
     digests: Vec<Digest>,
-    cache: Cache,
     stopped: Box<dyn Fn() -> bool + Send>,
 }
 
-/// Windows of a whole pass, kept for the passes to come if they fit.
-struct Cache {
-    /// Each with the position after it.
-    windows: Vec<(Window, Position)>,
-    bytes: usize,
-    bytes_max: usize,
-    complete: bool,
-}
-
-impl Cache {
-    /// Keeps a window that was read; only a pass from its beginning is kept.
-    fn keep(&mut self, window: &Window, after: Position) {
-        if window.index == 0 {
-            (self.windows, self.bytes) = (Vec::new(), 0);
-        }
-        if self.windows.len() as u64 != window.index {
-            return;
-        }
-        self.bytes += window.bytes_held();
-        if self.bytes > self.bytes_max {
-            // Not again in the next pass.
-            (self.windows, self.bytes_max) = (Vec::new(), 0);
-            return;
-        }
-        self.windows.push((window.clone(), after));
-    }
-}
-
-/// What [`Replay::next_window`] found.
+/// What [`Replay::next_records`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The window holds records.
-    Window,
+    /// There were some, and all have been read.
+    Records,
     /// The pass is over; counts and digests were as captured.
     End,
-    /// The reader was told to stop; the window is not complete.
+    /// The reader was told to stop; not all have been read.
     Stopped,
 }
 
 impl Replay {
-    /// Opens a reader at a position. `group` only shows progress; `stopped` ends waits.
+    /// Opens a reader, of rows of `dim` numbers, at a position. `group` only shows progress; `stopped` ends waits.
     ///
     /// # Errors
     /// When the settings do not make a consumer, or the position is none of this range.
@@ -78,7 +49,7 @@ impl Replay {
         settings: &Settings,
         group: &str,
         range: &Range,
-        reading: Reading,
+        dim: usize,
         position: &Position,
         stopped: impl Fn() -> bool + Send + 'static,
     ) -> Result<Self> {
@@ -91,8 +62,7 @@ impl Replay {
             offsets: Vec::new(),
             digests: Vec::new(),
             range: range.clone(),
-            reading,
-            cache: Cache { windows: Vec::new(), bytes: 0, bytes_max: settings.train.cache_bytes, complete: false },
+            dim,
             stopped: Box::new(stopped),
         };
         replay.take_position(position)?;
@@ -122,9 +92,6 @@ impl Replay {
     /// When it is no position in this range, or the consumer cannot seek.
     pub fn seek(&mut self, position: &Position) -> Result<()> {
         self.take_position(position)?;
-        if self.cache.complete {
-            return Ok(());
-        }
         self.reader.seek(&self.offsets)
     }
 
@@ -149,20 +116,33 @@ impl Replay {
     /// Reads the next window.
     ///
     /// # Errors
+    /// As [`Replay::next_records`], and labels that the reading does not have.
+    pub fn next_window(&mut self, reading: &Reading, window: &mut Window) -> Result<Next> {
+        window.clear(self.window, self.dim);
+        let push = if reading.pooled { Window::push_mean } else { Window::push };
+        self.next_records(reading.window, |record| {
+            let target = reading.labels.target(record.label)?;
+            if reading.takes(target) {
+                let validation = is_validation(record.hash, reading.validation);
+                push(window, record.matrix, reading.rows_max, target, validation);
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads the next records, up to so many, one after the other into `take`, which says what is wrong with one.
+    ///
+    /// # Errors
     /// Records that are gone, were added or are others than when the range was captured; each names topic,
     /// partition and offset.
-    pub fn next_window(&mut self, window: &mut Window) -> Result<Next> {
-        window.clear(self.window, self.reading.dim);
+    pub fn next_records(&mut self, count: u32, mut take: impl FnMut(Record<'_>) -> Result<(), String>) -> Result<Next> {
         if self.merge.is_done() {
             return Ok(Next::End);
         }
-        if self.cache.complete {
-            return self.cached(window);
-        }
         self.reader.serve();
-        for _ in 0..self.reading.window {
+        for _ in 0..count {
             let Some(index) = self.merge.next() else { break };
-            if !self.read(index, window)? {
+            if !self.read(index, &mut take)? {
                 return Ok(Next::Stopped);
             }
         }
@@ -170,29 +150,30 @@ impl Replay {
         if self.merge.is_done() {
             self.verify()?;
         }
-        if self.cache.bytes_max > 0 {
-            let after = self.position();
-            self.cache.keep(window, after);
-            if self.merge.is_done() && self.cache.windows.len() as u64 == self.window {
-                self.cache.complete = true;
-                // Nothing is fetched any more; the group is committed for all the same.
-                self.reader.unassign()?;
-            }
-        }
-        Ok(Next::Window)
+        Ok(Next::Records)
     }
 
-    fn cached(&mut self, window: &mut Window) -> Result<Next> {
-        let number = usize::try_from(self.window).unwrap_or(usize::MAX);
-        let Some((kept, after)) = self.cache.windows.get(number) else { return Ok(Next::End) };
-        window.copy_from(kept);
-        let after = after.clone();
-        self.take_position(&after)?;
-        Ok(Next::Window)
+    /// Fetches nothing more.
+    ///
+    /// # Errors
+    /// When librdkafka refuses.
+    pub fn rest(&self) -> Result<()> {
+        self.reader.unassign()
     }
 
-    /// Reads the next record of a partition into the window; false when told to stop.
-    fn read(&mut self, index: usize, window: &mut Window) -> Result<bool> {
+    /// Whether the log still holds the range, as far as brokers that are not away say.
+    ///
+    /// # Errors
+    /// Records that are gone, and a log that ends before the range does.
+    pub fn check(&self) -> Result<()> {
+        self.reader.serve();
+        let places = self.range.partitions.iter().enumerate().filter(|(_, place)| place.records > 0);
+        let mut wanted = places.take_while(|_| !(self.stopped)());
+        wanted.try_for_each(|(index, place)| self.check_log(index, place.start))
+    }
+
+    /// Reads the next record of a partition; false when told to stop.
+    fn read(&mut self, index: usize, take: &mut impl FnMut(Record<'_>) -> Result<(), String>) -> Result<bool> {
         // The clock is asked only where there is something to wait for: it is a twentieth of what a record costs.
         let mut waited = None;
         let message = loop {
@@ -200,16 +181,7 @@ impl Replay {
                 Ok(Some(Polled::Record(message))) => break message,
                 Ok(None) => {}
                 Ok(Some(Polled::End)) => self.check_end(index)?,
-                Ok(Some(Polled::OutOfLog)) => {
-                    let offset = self.offsets[index];
-                    return Err(self.changed(
-                        index,
-                        &format!(
-                            "offset {offset} is not in the log any more: retention has \
-                        eaten into the range, or the topic was recreated"
-                        ),
-                    ));
-                }
+                Ok(Some(Polled::OutOfLog)) => return Err(self.out_of_log(index, self.offsets[index])),
                 Err(Error::Call { source, action }) if Error::is_fatal(&source) => {
                     return Err(Error::Call { action: format!("{action} at offset {}", self.offsets[index]), source });
                 }
@@ -222,7 +194,7 @@ impl Replay {
             self.reader.serve();
             if waited.get_or_insert_with(Instant::now).elapsed() > SILENCE {
                 waited = None;
-                self.check_log(index)?;
+                self.check_log(index, self.offsets[index])?;
                 let PartitionRange { partition, .. } = self.range.partitions[index];
                 let (topic, offset) = (&self.range.topic, self.offsets[index]);
                 tracing::warn!(%topic, partition, offset, "waiting for records");
@@ -242,21 +214,18 @@ impl Replay {
         let ordinal = self.merge.taken()[index] - 1;
         let value = record.value.ok_or_else(|| unfit(&"the value is null"))?;
         let matrix = codec::decode(value).map_err(|error| unfit(&error))?;
-        if matrix.dim != self.reading.dim {
+        if matrix.dim != self.dim {
             return Err(unfit(&format_args!(
                 "rows have {} numbers, the search was started with {}",
-                matrix.dim, self.reading.dim
+                matrix.dim, self.dim
             )));
         }
         self.digests[index].update(record.key, record.label, value);
         self.offsets[index] = offset + 1;
         let label = record.label.map(class_name).transpose().map_err(|why| unfit(&why))?;
-        let target = self.reading.labels.target(label).map_err(|what| self.changed(index, &what))?;
-        if target != Target::None || !self.reading.labelled_only {
-            let identity = Identity { key: record.key, source: record.source, partition: place.partition, ordinal };
-            let push = if self.reading.pooled { Window::push_mean } else { Window::push };
-            push(window, matrix, self.reading.rows_max, target, identity.is_validation(self.reading.validation));
-        }
+        let identity = Identity { key: record.key, source: record.source, partition: place.partition, ordinal };
+        let (hash, next_offset, digest) = (identity.hash(), offset + 1, self.digests[index]);
+        take(Record { matrix, label, hash, index, next_offset, digest }).map_err(|what| self.changed(index, &what))?;
         Ok(true)
     }
 
@@ -284,30 +253,44 @@ impl Replay {
         }
     }
 
-    /// After a silence: a log that ends before the range does is another one, and would be waited for in vain.
-    fn check_log(&self, index: usize) -> Result<()> {
-        match self.reader.log_end(index) {
-            LogEnd::At(end) if end < self.range.partitions[index].end => Err(self.changed(
+    /// A log without what is still to be read, from `offset` on, is another one, and would be waited for in vain.
+    fn check_log(&self, index: usize, offset: i64) -> Result<()> {
+        match self.reader.log(index) {
+            Log::Holds { end, .. } if end < self.range.partitions[index].end => Err(self.changed(
                 index,
                 &format!("its log ends at offset {end}: the topic was recreated, or records were lost"),
             )),
-            LogEnd::Gone => Err(self.changed(index, "the topic was deleted")),
-            LogEnd::At(_) | LogEnd::Unknown => Ok(()),
+            Log::Holds { start, .. } if start > offset => Err(self.out_of_log(index, offset)),
+            Log::Gone => Err(self.changed(index, "the topic was deleted")),
+            Log::Holds { .. } | Log::Unknown => Ok(()),
         }
     }
 
-    fn changed(&self, index: usize, what: &str) -> Error {
-        let place = &self.range.partitions[index];
-        Error::data(
-            &self.range.topic,
-            place.partition,
-            format!(
-                "the range {}..{} ({} records) was frozen when the search started, and has changed: {what}; start a \
-                 new search",
-                place.start, place.end, place.records
-            ),
-        )
+    fn out_of_log(&self, index: usize, offset: i64) -> Error {
+        let what = format!(
+            "offset {offset} is not in the log any more: retention has eaten into the range, or the topic was \
+             recreated"
+        );
+        self.changed(index, &what)
     }
+
+    fn changed(&self, index: usize, what: &str) -> Error {
+        changed(&self.range, index, what)
+    }
+}
+
+/// Says that a partition of a range is not what it was.
+pub(super) fn changed(range: &Range, index: usize, what: &str) -> Error {
+    let place = &range.partitions[index];
+    Error::data(
+        &range.topic,
+        place.partition,
+        format!(
+            "the range {}..{} ({} records) was frozen when the search started, and has changed: {what}; start a new \
+             search",
+            place.start, place.end, place.records
+        ),
+    )
 }
 
 /// What readers need of a record.

@@ -9,7 +9,8 @@
 //! A trial says where it stands, and gets the window that begins there: what it is given does not depend on who else
 //! follows. A stream holds the windows that not all of its followers have taken yet, within a bound; as long as others
 //! are expected, who are still being taken over from Kafka, it holds what it has. A follower that keeps the others
-//! waiting at that bound is left behind, and reads on through another stream.
+//! waiting at that bound is left behind, and reads on through another stream. Who reads means needs no stream if there
+//! is room for a view (`view.rs`) of the whole range.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,7 @@ use parking_lot::{Condvar, Mutex};
 use super::range::{Position, Range};
 use super::replay::{Next, Replay};
 use super::sharing::{Offer, Sharing, Step};
+use super::view::{self, View, Views};
 use super::window::{Reading, Window};
 use crate::config::Settings;
 use crate::kafka::{Error, Result};
@@ -35,6 +37,7 @@ const LOOK_AROUND: Duration = Duration::from_millis(50);
 pub struct Streams {
     settings: Settings,
     metrics: Train,
+    views: Views,
     open: Mutex<Vec<Arc<Stream>>>,
     /// Followers that have not begun to read, and what they will.
     expected: Mutex<BTreeMap<u64, (Range, Reading)>>,
@@ -44,10 +47,12 @@ pub struct Streams {
 impl Streams {
     /// None are open yet.
     pub fn new(settings: &Settings, metrics: &Train) -> Arc<Self> {
+        let views = Views::new(settings, metrics);
         let (settings, metrics) = (settings.clone(), metrics.clone());
         Arc::new(Self {
             settings,
             metrics,
+            views,
             open: Mutex::default(),
             expected: Mutex::default(),
             numbers: AtomicU64::new(0),
@@ -64,7 +69,10 @@ impl Streams {
         stopped: impl Fn() -> bool + Send + 'static,
     ) -> Follower {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let _ = self.expected.lock().insert(number, (range.clone(), reading.clone()));
+        let view = self.views.open(&range, &reading);
+        if view.is_none() {
+            let _ = self.expected.lock().insert(number, (range.clone(), reading.clone()));
+        }
         Follower {
             streams: Arc::clone(self),
             number,
@@ -72,6 +80,7 @@ impl Streams {
             position: Position::start(&range),
             range,
             reading,
+            view,
             stream: None,
             left_behind_by: Vec::new(),
             last_pass: false,
@@ -141,6 +150,7 @@ pub struct Follower {
     range: Range,
     reading: Reading,
     position: Position,
+    view: Option<Arc<View>>,
     stream: Option<Arc<Stream>>,
     left_behind_by: Vec<u64>,
     last_pass: bool,
@@ -187,15 +197,30 @@ impl Follower {
         }
     }
 
+    /// The next window, if nothing has to be waited for.
+    ///
+    /// # Errors
+    /// As [`Follower::next_window`].
+    pub fn next_at_hand(&mut self) -> Result<Option<Read>> {
+        if self.position.taken == self.range.counts() {
+            return Ok(Some(Read::End));
+        }
+        let read = self.of_view(false)?;
+        Ok(read.filter(|read| !matches!(read, Read::Stopped)))
+    }
+
     /// The next window, waited for if need be.
     ///
     /// # Errors
-    /// As [`Replay::next_window`]; whoever follows the same stream gets the same error.
+    /// As [`Replay::next_window`]; whoever follows the same stream, or has the same view, gets the same error.
     pub fn next_window(&mut self) -> Result<Read> {
+        if self.position.taken == self.range.counts() {
+            return Ok(Read::End);
+        }
+        if let Some(read) = self.of_view(true)? {
+            return Ok(read);
+        }
         loop {
-            if self.position.taken == self.range.counts() {
-                return Ok(Read::End);
-            }
             let stream = match &self.stream {
                 Some(stream) => Arc::clone(stream),
                 None => {
@@ -215,6 +240,27 @@ impl Follower {
             }
             self.leave();
         }
+    }
+
+    /// The next window of the view; nothing if it is to be had from a stream.
+    fn of_view(&mut self, waits: bool) -> Result<Option<Read>> {
+        // Others may have gone since, and left room.
+        if self.view.is_none() && self.ordinal() == 0 {
+            self.view = self.streams.views.open(&self.range, &self.reading);
+        }
+        let Some(view) = &self.view else { return Ok(None) };
+        let stopped = || !waits || (self.stopped)();
+        let taken = self.streams.views.take(view, &self.group, &self.position, &self.reading, stopped)?;
+        Ok(match taken {
+            view::Taken::Window(window, after) => {
+                self.position = after;
+                let _ = self.streams.expected.lock().remove(&self.number);
+                self.leave();
+                Some(Read::Window(window))
+            }
+            view::Taken::Stopped => Some(Read::Stopped),
+            view::Taken::Elsewhere => None,
+        })
     }
 
     fn leave(&mut self) {
@@ -310,15 +356,14 @@ impl Stream {
         let position = self.state.lock().sharing.next().clone();
         let stream = Arc::clone(self);
         let deserted = move || stream.state.lock().sharing.is_deserted();
-        let mut replay =
-            Replay::open(&streams.settings, group, &self.range, self.reading.clone(), &position, deserted)?;
+        let mut replay = Replay::open(&streams.settings, group, &self.range, self.reading.dim, &position, deserted)?;
         while let Some(mut window) = self.wait(streams) {
             let start = self.state.lock().sharing.next().clone();
             if replay.position() != start {
                 replay.seek(&start)?;
             }
-            match replay.next_window(&mut window)? {
-                Next::Window => {}
+            match replay.next_window(&self.reading, &mut window)? {
+                Next::Records => {}
                 Next::End | Next::Stopped => continue,
             }
             streams.metrics.records_read.inc_by(window.records() as u64);

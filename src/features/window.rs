@@ -1,5 +1,7 @@
 //! Consecutive records of a range, held as they came: ragged, in their own number format. Pure.
 
+use std::sync::Arc;
+
 use super::codec::{Dtype, MatrixView};
 use crate::text::shortened;
 
@@ -20,6 +22,13 @@ pub struct Reading {
     pub labelled_only: bool,
     /// Only the mean of a matrix's rows is kept, for models that read nothing else.
     pub pooled: bool,
+}
+
+impl Reading {
+    /// Whether a record that is this to the model is trained on or validated with.
+    pub fn takes(&self, target: Target) -> bool {
+        target != Target::None || !self.labelled_only
+    }
 }
 
 /// What labels are to a model.
@@ -76,17 +85,21 @@ pub type Example<'a> = (MatrixView<'a>, Target);
 struct Entry {
     dtype: Dtype,
     rows: usize,
+    /// Which of the lent means hold it; nothing if the window's own bytes do.
+    lent: Option<u32>,
     start: usize,
     target: Target,
 }
 
 /// Records of one window of a range, in computed order. Its buffers are reused from window to window.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Window {
     /// Number of the window within a pass, from 0.
     pub index: u64,
     dim: usize,
     bytes: Vec<u8>,
+    /// Means that others hold, too.
+    lent: Vec<Arc<Vec<f32>>>,
     entries: Vec<Entry>,
     /// Which entries belong to the training split, in computed order.
     training: Vec<u32>,
@@ -102,6 +115,7 @@ impl Window {
         self.index = index;
         self.dim = dim;
         self.bytes.clear();
+        self.lent.clear();
         self.entries.clear();
         self.training.clear();
         self.validation.clear();
@@ -110,10 +124,39 @@ impl Window {
     /// Adds a record; rows beyond `rows_max` are cut.
     pub fn push(&mut self, matrix: MatrixView<'_>, rows_max: usize, target: Target, validation: bool) {
         let rows = matrix.rows.min(rows_max);
-        let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.entries.push(Entry { dtype: matrix.dtype, rows, start: self.bytes.len(), target });
+        self.enter(Entry { dtype: matrix.dtype, rows, lent: None, start: self.bytes.len(), target }, validation);
         self.bytes.extend_from_slice(&matrix.data[..rows * matrix.dim * matrix.dtype.bytes()]);
+    }
+
+    fn enter(&mut self, entry: Entry, validation: bool) {
+        let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        self.entries.push(entry);
         if validation { &mut self.validation } else { &mut self.training }.push(place);
+    }
+
+    /// Adds a mean that others hold, too, without a copy of it: the one at this place of `means`.
+    pub fn lend(&mut self, means: &Arc<Vec<f32>>, place: usize, target: Target, validation: bool) {
+        self.lend_at(means, place * self.dim * Dtype::F32.bytes(), target, validation);
+    }
+
+    fn lend_at(&mut self, means: &Arc<Vec<f32>>, start: usize, target: Target, validation: bool) {
+        if !self.lent.last().is_some_and(|last| Arc::ptr_eq(last, means)) {
+            self.lent.push(Arc::clone(means));
+        }
+        let lent = u32::try_from(self.lent.len() - 1).ok();
+        self.enter(Entry { dtype: Dtype::F32, rows: 1, lent, start, target }, validation);
+    }
+
+    /// Adds a record of another window; one that was lent to that is lent to this.
+    pub fn push_from(&mut self, other: &Self, place: u32, validation: bool) {
+        let Entry { lent, start, target, .. } = other.entries[place as usize];
+        match lent {
+            Some(lent) => self.lend_at(&other.lent[lent as usize], start, target, validation),
+            None => {
+                let (matrix, target) = other.record(place);
+                self.push(matrix, matrix.rows, target, validation);
+            }
+        }
     }
 
     /// Adds the mean of a record's first `rows_max` rows, as a matrix of one row in `f32`. What a model makes of it is
@@ -142,16 +185,7 @@ impl Window {
         self.entries.len()
     }
 
-    /// Becomes a copy of another window.
-    pub fn copy_from(&mut self, other: &Self) {
-        (self.index, self.dim) = (other.index, other.dim);
-        self.bytes.clone_from(&other.bytes);
-        self.entries.clone_from(&other.entries);
-        self.training.clone_from(&other.training);
-        self.validation.clone_from(&other.validation);
-    }
-
-    /// Bytes of the matrices held.
+    /// Bytes of the matrices that it holds itself.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
@@ -169,9 +203,10 @@ impl Window {
 
     /// The record at a place.
     pub fn record(&self, place: u32) -> Example<'_> {
-        let Entry { dtype, rows, start, target } = self.entries[place as usize];
+        let Entry { dtype, rows, lent, start, target } = self.entries[place as usize];
+        let bytes = lent.map_or(self.bytes.as_slice(), |lent| bytemuck::cast_slice(&self.lent[lent as usize]));
         let end = start + rows * self.dim * dtype.bytes();
-        (MatrixView { dtype, rows, dim: self.dim, data: &self.bytes[start..end] }, target)
+        (MatrixView { dtype, rows, dim: self.dim, data: &bytes[start..end] }, target)
     }
 }
 
@@ -230,5 +265,37 @@ mod tests {
         let expected: Vec<u8> = [2.0_f32, 3.5].iter().flat_map(|value| value.to_le_bytes()).collect();
         assert_eq!((mean.dtype, mean.rows, mean.data, label), (Dtype::F32, 1, expected.as_slice(), Target::Class(4)));
         assert_eq!(window.record(1).0.data, values);
+    }
+
+    #[test]
+    fn what_is_lent_is_not_copied_and_can_be_lent_on() {
+        let means = |first: f32| Arc::new((0..6).map(|i| first + i as f32).collect::<Vec<f32>>());
+        let (lent, others) = (means(0.0), means(10.0));
+        let mut window = Window::default();
+        window.clear(0, 2);
+        window.lend(&lent, 2, Target::Class(1), false);
+        window.lend(&others, 0, Target::None, true);
+        window.push(MatrixView { dtype: Dtype::F32, rows: 1, dim: 2, data: &[7; 8] }, 1, Target::None, false);
+        window.lend(&others, 1, Target::Number(0.5), false);
+        let mut next = Window::default();
+        next.clear(0, 2);
+        [3, 2, 0].into_iter().for_each(|place| next.push_from(&window, place, place == 0));
+        let values = |window: &Window, place: u32| {
+            let (matrix, target) = window.record(place);
+            assert_eq!((matrix.dtype, matrix.rows, matrix.dim), (Dtype::F32, 1, 2));
+            (matrix.data.to_vec(), target)
+        };
+        let bytes = |values: [f32; 2]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(values(&window, 0), (bytes([4.0, 5.0]), Target::Class(1)));
+        assert_eq!(values(&window, 1), (bytes([10.0, 11.0]), Target::None));
+        assert_eq!((window.training(), window.validation()), ([0, 2, 3].as_slice(), [1].as_slice()));
+        assert_eq!(values(&next, 0), (bytes([12.0, 13.0]), Target::Number(0.5)));
+        assert_eq!(values(&next, 1), (vec![7; 8], Target::None));
+        assert_eq!(values(&next, 2), (bytes([4.0, 5.0]), Target::Class(1)));
+        assert_eq!((next.bytes(), next.validation()), (8, [2].as_slice()));
+        assert_eq!(next.record(2).0.data.as_ptr(), bytemuck::cast_slice::<f32, u8>(&lent[4..]).as_ptr());
+        drop(window);
+        next.clear(0, 2);
+        assert_eq!((Arc::strong_count(&lent), Arc::strong_count(&others)), (1, 1));
     }
 }

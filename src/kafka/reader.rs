@@ -36,11 +36,11 @@ impl<'m> Polled<BorrowedMessage<'m>> {
     }
 }
 
-/// Where the log of a partition ends, as far as anybody can tell.
+/// What the log of a partition holds, as far as anybody can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogEnd {
-    /// One past its last offset.
-    At(i64),
+pub enum Log {
+    /// From its first offset to one past its last.
+    Holds { start: i64, end: i64 },
     /// Brokers know the partition no more.
     Gone,
     /// Brokers that are away say nothing about it.
@@ -130,12 +130,12 @@ impl Reader {
         Ok(offsets::positions(&list).get(&self.partitions[place]).copied())
     }
 
-    /// Asks brokers where the log of the partition at this place ends.
-    pub fn log_end(&self, place: usize) -> LogEnd {
+    /// Asks brokers what the log of the partition at this place holds.
+    pub fn log(&self, place: usize) -> Log {
         match self.consumer.fetch_watermarks(&self.topic, self.partitions[place], REQUEST_TIMEOUT) {
-            Ok((_, end)) => LogEnd::At(end),
-            Err(error) if is_remembered(&error) && self.is_gone(self.partitions[place]) => LogEnd::Gone,
-            Err(_) => LogEnd::Unknown,
+            Ok((start, end)) => Log::Holds { start, end },
+            Err(error) if is_remembered(&error) && self.is_gone(self.partitions[place]) => Log::Gone,
+            Err(_) => Log::Unknown,
         }
     }
 

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sweepstream::features::range::Range;
+use sweepstream::features::range::{Position, Range};
 use sweepstream::features::stream::{Follower, Read, Streams};
 use sweepstream::features::window::{Reading, Window};
 use sweepstream::metrics::Metrics;
@@ -34,6 +34,8 @@ dropout = [0, 0.3]
 fn sixteen_trials_read_the_topic_about_once() {
     let mut lab = Lab::with_points("sixteen", PARTITIONS, RECORDS);
     lab.settings.train.parallel = NonZeroUsize::new(16);
+    // As trials do that read rows, or a range whose means do not fit.
+    lab.settings.train.cache_bytes = 0;
     let search = lab.start(SEARCH);
     assert_eq!(search.trials.len(), 16);
     let (mut read, mut replayed) = (0, 0);
@@ -53,6 +55,75 @@ fn sixteen_trials_read_the_topic_about_once() {
         let ends = trial.range().partitions.iter().map(|place| (place.partition, place.end)).collect();
         assert_eq!(committed(&lab.settings, &group, &lab.settings.topics.features), ends);
     }
+}
+
+#[test]
+fn means_are_read_once_whatever_windows_splits_and_batches_are_made_of_them() {
+    let mut lab = Lab::with_points("means", PARTITIONS, RECORDS);
+    lab.settings.train.parallel = NonZeroUsize::new(20);
+    let means = |window: u32, validation: u32| {
+        lab.start(&format!(
+            "name = \"m\"\nseed = {window}\nepochs = 3\nwindow = {window}\nvalidation = {validation}\nbatch_size = \
+             [1, 8, 500]\n[[trial]]\nmodel = \"mlp\"\nhidden = 5\ndropout = 0.2\n[[trial]]\nmodel = \"linear\"\n"
+        ))
+    };
+    let searches = [means(1, 5), means(7, 3), means(1000, 4)];
+    // Rows of the same range are nothing to them.
+    let rows = lab.start(
+        "name = \"r\"\nepochs = 2\nwindow = 7\nvalidation = 5\nbatch_size = 8\nmodel = \"autoencoder\"\nlayers = [4]",
+    );
+    let trials: Vec<_> = searches.iter().chain([&rows]).flat_map(|search| &search.trials).collect();
+    let (mut read, mut replayed) = (0, 0);
+    support::run(&lab.settings, &[&TRAIN], |topology| {
+        let train = &topology.metrics.train;
+        (read, replayed) = (train.records_read.get(), train.records.get());
+        let states = topology.status.trials();
+        let ended = |id: &String| states.get(id).is_some_and(|found| is_end(&found.state));
+        // What they held goes with the last of them.
+        trials.iter().all(|trial| ended(&trial.trial)) && train.view_bytes.get() == 0
+    });
+    assert_eq!(replayed, (RECORDS * (18 * 3 + 2)) as u64);
+    assert_eq!(read, (RECORDS * (1 + 2)) as u64, "once for all means, in each epoch for rows");
+    let output = lab.output();
+    for trial in trials {
+        assert_expected(&output, trial, &dealt(points(RECORDS), PARTITIONS));
+        let group = lab.settings.trial_group(&trial.trial);
+        let ends = trial.range().partitions.iter().map(|place| (place.partition, place.end)).collect();
+        assert_eq!(committed(&lab.settings, &group, &lab.settings.topics.features), ends);
+    }
+}
+
+#[test]
+fn means_that_find_no_room_are_read_in_each_epoch_until_there_is_some() {
+    let mut lab = Lab::with_points("room", PARTITIONS, RECORDS);
+    // A mean of six numbers and what stands beside it take 52 bytes; 40 are for labels.
+    lab.settings.train.cache_bytes = RECORDS * 60;
+    let start = |rows_max| lab.start(&format!("name = \"r\"\nwindow = 7\nmodel = \"mlp\"\nrows_max = {rows_max}"));
+    let searches = [start(2), start(3)];
+    let metrics = Metrics::new().unwrap();
+    let streams = Streams::new(&lab.settings, &metrics.train);
+    let follow = |place: usize| {
+        let trial = &searches[place].trials[0];
+        streams.follow("readers".into(), trial.range(), trial.reading(), || false)
+    };
+    let read = || metrics.train.records_read.get() as usize;
+    let pass = |follower: &mut Follower| {
+        let found = values(&windows(follower));
+        let start = Position::start(follower.range());
+        follower.seek(start);
+        found
+    };
+    let (mut first, mut second) = (follow(0), follow(1));
+    let all = [pass(&mut first), pass(&mut second)];
+    assert_ne!(all[0], all[1], "means of two rows and of three");
+    assert_eq!([pass(&mut first), pass(&mut second)], all);
+    assert!(read() >= 3 * RECORDS, "{}", read());
+    drop(first);
+    assert_eq!(pass(&mut second), all[1]);
+    eventually("nobody reads any more", || metrics.train.streams.get() == 0);
+    let before = read();
+    assert_eq!([pass(&mut second), pass(&mut second), pass(&mut follow(1))], [(); 3].map(|()| all[1].clone()));
+    assert_eq!(read(), before);
 }
 
 /// A range, and streams over it with room for so many bytes.

@@ -16,7 +16,6 @@ use rdkafka::ClientConfig;
 use sweepstream::config::Settings;
 use sweepstream::features::range::{PartitionRange, Position, Range};
 use sweepstream::features::replay::{Next, Replay};
-use sweepstream::features::window::{Labels, Reading, Window};
 use sweepstream::kafka::offsets::{Extent, Watermarks};
 use sweepstream::kafka::transaction::{Outgoing, TransactionalProducer};
 use sweepstream::kafka::{Class, Error};
@@ -210,20 +209,11 @@ fn has_no_leader() {
     mock.cluster.partition_leader(TOPIC, 0, None).unwrap();
     let partition = PartitionRange { partition: 0, start: 0, end: 3, records: 3, digest: format!("{:016x}", 0) };
     let range = Range { topic: TOPIC.into(), partitions: vec![partition] };
-    let reading = Reading {
-        window: 3,
-        rows_max: 1,
-        dim: 1,
-        validation: 0,
-        labels: Labels::Ignored,
-        labelled_only: false,
-        pooled: false,
-    };
     let began = Instant::now();
     let stopped = move || began.elapsed() > Duration::from_secs(8);
     let start = Position::start(&range);
-    let mut replay = Replay::open(&mock.settings, "r", &range, reading, &start, stopped).unwrap();
-    assert_eq!(replay.next_window(&mut Window::default()).unwrap(), Next::Stopped);
+    let mut replay = Replay::open(&mock.settings, "r", &range, 1, &start, stopped).unwrap();
+    assert_eq!(replay.next_records(3, |_| Ok(())).unwrap(), Next::Stopped);
 }
 
 fn answered_twice(request: Request, code: Code, wanted: Option<Class>) {

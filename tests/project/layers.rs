@@ -45,7 +45,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
 
 /// Functions of their arguments alone: no runtime, no Kafka, no clock, no environment. Files, and rooms of nothing
 /// else.
-const PURE: [&str; 18] = [
+const PURE: [&str; 19] = [
     "src/text.rs",
     "src/coordinates.rs",
     "src/input.rs",
@@ -54,6 +54,7 @@ const PURE: [&str; 18] = [
     "src/embed/beginning.rs",
     "src/features/codec.rs",
     "src/features/merge.rs",
+    "src/features/pooled.rs",
     "src/features/range.rs",
     "src/features/sharing.rs",
     "src/features/vector.rs",

@@ -187,7 +187,7 @@ impl<'c> Training<'c> {
         let mut done_before = usize::try_from(self.progress.taken).unwrap_or(usize::MAX);
         loop {
             let start = self.replay.position().clone();
-            let window = match self.turn.aside(|| self.replay.next_window())? {
+            let window = match self.next_window()? {
                 Read::Window(window) => window,
                 Read::End => break,
                 Read::Stopped => {
@@ -197,7 +197,7 @@ impl<'c> Training<'c> {
             };
             self.context.metrics.train.records.inc_by(window.records() as u64);
             let bytes_max = self.context.settings.train.validation_cache_bytes;
-            self.validation.keep(&window, self.record.rows_max, bytes_max);
+            self.validation.keep(&window, bytes_max);
             if let Stepped::Diverged(reason) =
                 self.steps(&window, &start, std::mem::take(&mut done_before), publisher)?
             {
@@ -213,6 +213,14 @@ impl<'c> Training<'c> {
             return Ok(stepped);
         }
         Ok(Stepped::Done)
+    }
+
+    /// The next window; what is at hand costs no turn.
+    fn next_window(&mut self) -> kafka::Result<Read> {
+        match self.replay.next_at_hand()? {
+            Some(read) => Ok(read),
+            None => self.turn.aside(|| self.replay.next_window()),
+        }
     }
 
     /// All whole batches that end in this window; what is left over waits for the next one.
@@ -233,10 +241,7 @@ impl<'c> Training<'c> {
         loop {
             let needed = batch_size - self.carry.records();
             if order.len() - taken < needed {
-                for &place in &order[taken..] {
-                    let (matrix, label) = window.record(place);
-                    self.carry.push(matrix, self.record.rows_max, label, false);
-                }
+                order[taken..].iter().for_each(|&place| self.carry.push_from(window, place, false));
                 return Ok(Stepped::Done);
             }
             self.before_step(publisher)?;
@@ -339,15 +344,14 @@ impl<'c> Training<'c> {
         self.replay.seek(Position::start(&self.range));
         let mut batch = empty(self.record.dim);
         loop {
-            let window = match self.turn.aside(|| self.replay.next_window())? {
+            let window = match self.next_window()? {
                 Read::Window(window) => window,
                 Read::End => break,
                 // Validation changes no weight: the epoch's last checkpoint stands, and its end is computed again.
                 Read::Stopped => return Err(Error::Ordered),
             };
             for &place in window.validation() {
-                let (matrix, label) = window.record(place);
-                batch.push(matrix, self.record.rows_max, label, true);
+                batch.push_from(&window, place, true);
                 if batch.records() == batch_size {
                     evaluate_all(self.learner.as_mut(), &batch, batch_size, &mut evaluation)?;
                     batch.clear(0, self.record.dim);

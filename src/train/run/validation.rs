@@ -28,12 +28,11 @@ impl Validation {
         }
     }
 
-    /// Keeps a window's records.
-    pub fn keep(&mut self, window: &Window, rows_max: usize, bytes_max: usize) {
+    /// Keeps a window's records; those that are lent to it count for nothing.
+    pub fn keep(&mut self, window: &Window, bytes_max: usize) {
         let Self::Filling(kept) = self else { return };
         for &place in window.validation() {
-            let (matrix, label) = window.record(place);
-            kept.push(matrix, rows_max, label, true);
+            kept.push_from(window, place, true);
         }
         if kept.bytes() > bytes_max {
             *self = Self::TooLarge;
@@ -91,25 +90,34 @@ mod tests {
     #[test]
     fn a_whole_pass_is_kept_and_half_of_one_is_not() {
         let mut validation = Validation::filling(1);
-        validation.keep(&window(), 9, 1_000);
-        validation.keep(&window(), 9, 1_000);
+        validation.keep(&window(), 1_000);
+        validation.keep(&window(), 1_000);
         assert_eq!(validation.complete().map(Window::records), Some(2));
-        validation.keep(&window(), 9, 1_000);
+        validation.keep(&window(), 1_000);
         assert_eq!(validation.complete().map(Window::records), Some(2), "the next pass adds nothing");
         let mut validation = Validation::Incomplete;
-        validation.keep(&window(), 9, 1_000);
+        validation.keep(&window(), 1_000);
         assert!(validation.complete().is_none());
         validation.begin_pass(1);
-        validation.keep(&window(), 9, 1_000);
+        validation.keep(&window(), 1_000);
         assert_eq!(validation.complete().map(Window::records), Some(1));
     }
 
     #[test]
     fn what_does_not_fit_is_let_go_for_good() {
         let mut validation = Validation::filling(1);
-        validation.keep(&window(), 9, 3);
+        validation.keep(&window(), 3);
         validation.begin_pass(1);
-        validation.keep(&window(), 9, 1_000);
+        validation.keep(&window(), 1_000);
         assert!(validation.complete().is_none());
+    }
+
+    #[test]
+    fn what_is_lent_is_held_elsewhere() {
+        let mut lent = super::empty(1);
+        lent.lend(&std::sync::Arc::new(vec![0.5; 9]), 8, Target::None, true);
+        let mut validation = Validation::filling(1);
+        validation.keep(&lent, 0);
+        assert_eq!(validation.complete().map(Window::records), Some(1));
     }
 }
