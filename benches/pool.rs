@@ -210,12 +210,19 @@ fn means(bench: &Bench, matrices: &[Vec<u8>], rounds: usize, figures: &mut Figur
     settings.train.checkpoint_interval = Duration::from_secs(3600);
     settings.run.drain_timeout = Duration::ZERO;
     // Each epoch ends with a checkpoint: so many that this is a small part.
-    let many: Vec<Vec<u8>> = matrices.iter().cycle().take(8 * RECORDS).cloned().collect();
+    let many: Vec<Vec<u8>> = matrices.iter().cycle().take(16 * RECORDS).cloned().collect();
     fill(&settings, &many);
     let trial = mlps(&settings, 1, 1).trials.remove(0);
+    let mut all = Window::default();
+    all.clear(0, DIM);
+    for (i, matrix) in many.iter().enumerate() {
+        let target = Target::Class((i % LABELS) as u32);
+        all.push_mean(codec::decode(matrix).unwrap(), trial.rows_max, target, false);
+    }
+    drop(many);
     let mut rates: [Vec<[f64; 2]>; 4] = Default::default();
     for round in 0..rounds {
-        rates[0].push(per_second(|| bare_steps(&trial, settings.train.threads(), matrices)));
+        rates[0].push(per_second(|| bare_steps(&trial, settings.train.threads(), &all)));
         let cache_bytes = settings.train.cache_bytes;
         for (place, (trials, cache_bytes)) in (1..).zip([(16, cache_bytes), (64, cache_bytes), (16, 0)]) {
             let mut settings = settings.clone();
@@ -262,24 +269,19 @@ fn per_second(count: impl FnOnce() -> u64) -> [f64; 2] {
 }
 
 /// Steps of as many threads as train, all together, in some seconds.
-fn bare_steps(trial: &TrialRecord, threads: usize, matrices: &[Vec<u8>]) -> u64 {
-    let mut window = Window::default();
-    window.clear(0, DIM);
-    for (i, matrix) in matrices[..512].iter().enumerate() {
-        let target = Target::Class((i % LABELS) as u32);
-        window.push_mean(codec::decode(matrix).unwrap(), trial.rows_max, target, false);
-    }
+fn bare_steps(trial: &TrialRecord, threads: usize, means: &Window) -> u64 {
     let work = || {
         // As threads of trials are, so that what else the machine does takes as much of both.
         rustix::process::setpriority_process(None, 10).unwrap();
         let mut fit = trial.fit().unwrap();
-        let records: Vec<Example<'_>> = window.training().iter().map(|&place| window.record(place)).collect();
+        let records: Vec<Example<'_>> = means.training().iter().map(|&place| means.record(place)).collect();
         let (clock, mut steps) = (Instant::now(), 0);
-        while clock.elapsed() < Duration::from_secs(4) {
-            for batch in records.chunks(64) {
-                let _ = fit.step(batch, 0, steps).unwrap();
-                steps += 1;
+        for batch in records.chunks_exact(64).cycle() {
+            if clock.elapsed() > Duration::from_secs(4) {
+                break;
             }
+            let _ = fit.step(batch, 0, steps).unwrap();
+            steps += 1;
         }
         steps
     };
