@@ -237,6 +237,10 @@ pub struct Outcome {
     /// The best measurement by the search's objective.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Measurement>,
+    /// When that was measured: class that was meant → class that was said → validation records. Empty for models
+    /// without classes, or with very many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confusion: Vec<Vec<u64>>,
     /// Of its last parameters, as `checkpoint export --newest` writes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_sha256: Option<String>,

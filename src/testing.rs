@@ -1,5 +1,5 @@
-//! Trains models on records in memory, without Kafka: for tests of a user's own model, as Kafka Streams' `TopologyTestDriver`
-//! is for topologies.
+//! Trains models on records in memory, without Kafka: for tests of a user's own model, as Kafka Streams'
+//! `TopologyTestDriver` is for topologies.
 //!
 //! ```text
 //! use sweepstream::testing::{train, Record};
@@ -80,8 +80,8 @@ pub enum Error {
     Fit(#[from] FitError),
 }
 
-/// Registers kinds of one's own, looks them over, and trains all trials of a search file's text on records, which are to
-/// it what a topic with one partition is: the weights are those that a trial over such a topic has.
+/// Registers kinds of one's own, looks them over, and trains all trials of a search file's text on records, which are
+/// to it what a topic with one partition is: the weights are those that a trial over such a topic has.
 ///
 /// # Errors
 /// Whatever `main_with` or `search start` would refuse.
@@ -191,7 +191,8 @@ mod tests {
         let records: Vec<Record> = texts.map(|(text, label)| Record::of_text(text, label)).collect();
         let search = "name = \"t\"\nmodel = [\"mlp\", \"gru\"]\nlearning_rate = 0.01\nvalidation = 4";
         assert!(train(&[], search, &records).unwrap_err().to_string().contains("`model`"));
-        let search = "name = \"t\"\nlearning_rate = 0.01\nvalidation = 4\n[[trial]]\nmodel = \"mlp\"\n[[trial]]\nmodel = \"gru\"";
+        let search = "name = \"t\"\nlearning_rate = 0.01\nvalidation = 4\n[[trial]]\nmodel = \"mlp\"\n[[trial]]\n\
+            model = \"gru\"";
         let trained = train(&[], search, &records).unwrap();
         assert_eq!(trained.iter().map(|trial| trial.epochs.len()).collect::<Vec<_>>(), [5, 5]);
         for trial in &trained {

@@ -16,6 +16,7 @@ mod run;
 mod search;
 mod topics;
 mod topology;
+mod trial;
 mod trials;
 
 use std::io::IsTerminal;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use super::output::{print, say, show, table, Progress};
-use super::{connect, Environment, Failure, Result};
+use super::{connect, trial, Environment, Failure, Result};
 use crate::config::Settings;
 use crate::kafka::groups::{Groups, Membership};
 use crate::output::EndState;
@@ -67,13 +67,14 @@ Examples:
         #[arg(long)]
         json: bool,
     },
-    /// Show a search's leaderboard
+    /// Show a search's leaderboard, or how one of its trials tells classes apart
     #[command(after_help = "\
 Examples:
   sweepstream search show genres-1a2b3c          best first, running trials included
+  sweepstream search show genres-1a2b3c-04       precision and recall of each class
   sweepstream search show genres-1a2b3c --json | jq -r '.trials[0].trial'")]
     Show {
-        /// Search id
+        /// Search id, or trial id
         id: String,
         /// As JSON
         #[arg(long)]
@@ -116,10 +117,17 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
             let searches = searches(trials.values().map(|stored| &stored.record));
             Ok(show(json, &searches, || list(&searches))?)
         }
-        Command::Show { id, json } => {
-            let board = Leaderboard::of(&id, find::results(settings, &id)?);
-            Ok(show(json, &board, || text(&board))?)
-        }
+        Command::Show { id, json } => match find::results(settings, &id) {
+            Ok(results) => {
+                let board = Leaderboard::of(&id, results);
+                Ok(show(json, &board, || text(&board))?)
+            }
+            Err(unknown @ find::Error::Unknown { .. }) => match find::trial(settings, &id) {
+                Ok(stored) => Ok(show(json, &stored.record, || trial::text(&stored.record))?),
+                Err(_) => Err(unknown.into()),
+            },
+            Err(error) => Err(error.into()),
+        },
         Command::Delete { id } => delete(settings, &id),
     }
 }

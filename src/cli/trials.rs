@@ -89,7 +89,11 @@ fn list(records: &[&TrialRecord]) -> String {
                 .filter(|(key, _)| *key != "model")
                 .map(|(key, value)| format!("{key}={value}"))
                 .collect();
-            let reason = record.outcome.as_ref().and_then(|outcome| outcome.reason.clone()).unwrap_or_default();
+            let waits = || match record.outcome.is_none() && record.is_absent() {
+                true => format!("waits for a program that has the model `{}`", record.model.name),
+                false => String::new(),
+            };
+            let reason = record.outcome.as_ref().and_then(|outcome| outcome.reason.clone()).unwrap_or_else(waits);
             vec![record.trial.clone(), record.model.name.into(), record.state().into(), parameters.join(" "), reason]
         })
         .collect();

@@ -1,8 +1,8 @@
 //! Looks a kind of model over before it trains: what candle gets wrong in silence shows on four records. \[pure\]
 //!
 //! For each task, on a probe of ragged records: the outputs have the right shape; every variable gets a gradient, and a
-//! finite one; at the elements that move the loss most, the gradient is what a small step in either direction shows; two
-//! runs give the same bits; and a state that was saved is the state that is restored.
+//! finite one; at the elements that move the loss most, the gradient is what a small step in either direction shows;
+//! two runs give the same bits; and a state that was saved is the state that is restored.
 
 use half::f16;
 
@@ -49,8 +49,8 @@ pub enum Complaint {
     Gradient(String),
     #[error(
         "the gradient of variable `{variable}` is {found} where a small step shows {expected}: an operation goes back \
-         wrongly, or the variable's value was copied in `new`. Of candle's, conv1d does (0.11): write it as conv2d with \
-         height 1, or as sums of shifted products"
+         wrongly, or the variable's value was copied in `new`. Of candle's, conv1d does (0.11): write it as conv2d \
+         with height 1, or as sums of shifted products"
     )]
     Wrong { variable: String, found: f32, expected: f32 },
     #[error(

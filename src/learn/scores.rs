@@ -5,6 +5,9 @@ use crate::models::criterion::most;
 use crate::models::kind::Task;
 use crate::models::loss::Loss;
 
+/// Most classes whose confusion is kept: it is stored with each checkpoint.
+pub const CONFUSION_CLASSES_MAX: usize = 50;
+
 /// Loss and scores over any number of batches, as if they had been one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
@@ -13,6 +16,8 @@ pub struct Evaluation {
     task: Option<Task>,
     /// One for each class.
     classes: Vec<ClassCounts>,
+    /// Class that was meant → class that was said → records; empty if there are too many classes.
+    confusion: Vec<Vec<u64>>,
     numbers: Numbers,
 }
 
@@ -39,7 +44,13 @@ impl Evaluation {
     #[must_use]
     pub fn new(task: Task, outputs: usize) -> Self {
         let classes = if task == Task::Classification { outputs } else { 0 };
-        Self { task: Some(task), classes: vec![ClassCounts::default(); classes], ..Self::default() }
+        let told_apart = if classes <= CONFUSION_CLASSES_MAX { classes } else { 0 };
+        Self {
+            task: Some(task),
+            classes: vec![ClassCounts::default(); classes],
+            confusion: vec![vec![0; told_apart]; told_apart],
+            ..Self::default()
+        }
     }
 
     /// Adds a batch: what the model said record by record, and what was meant.
@@ -68,6 +79,17 @@ impl Evaluation {
         let distance = number - *mean;
         *mean += distance / *count as f64;
         *squares += distance * (number - *mean);
+    }
+
+    /// Which classes were taken for which: a row for each class that was meant, a column for each that was said. Empty
+    /// without records, and beyond [`CONFUSION_CLASSES_MAX`] classes.
+    #[must_use]
+    pub fn confusion(&self) -> &[Vec<u64>] {
+        if self.records > 0 {
+            &self.confusion
+        } else {
+            &[]
+        }
     }
 
     /// Records evaluated.
@@ -126,6 +148,9 @@ impl Evaluation {
     }
 
     fn count(&mut self, prediction: u32, label: u32) {
+        if let Some(said) = self.confusion.get_mut(label as usize) {
+            said[prediction as usize] += 1;
+        }
         if let Some(class) = self.classes.get_mut(prediction as usize) {
             class.predicted += 1;
             class.correct += u64::from(label == prediction);
@@ -163,6 +188,12 @@ mod tests {
         let (_, f1) = scores(&[(0, 0), (0, 0), (0, 1)], 2);
         assert!((f1 - 0.8 / 2.0).abs() < 1e-12, "macro F1 {f1}");
         assert_eq!(scores(&[(1, 1), (0, 0)], 2), (1.0, 1.0));
+        let mut evaluation = Evaluation::new(Task::Classification, 3);
+        assert!(evaluation.confusion().is_empty());
+        pairs.iter().for_each(|&(label, prediction)| evaluation.count(prediction, label));
+        evaluation.records = 6;
+        assert_eq!(evaluation.confusion(), [[2, 0, 0], [1, 0, 1], [0, 2, 0]]);
+        assert!(Evaluation::new(Task::Classification, CONFUSION_CLASSES_MAX + 1).confusion.is_empty());
     }
 
     #[test]

@@ -30,10 +30,13 @@ pub enum ModelError {
     /// A class that the model does not have.
     #[error("record {record} of the batch has label {label}, the model has {classes} classes")]
     Label { record: usize, label: u32, classes: usize },
+    /// A kind that another program has.
+    #[error("model `{model}` is not in this program; one that has it trains its trials")]
+    Absent { model: &'static str },
     /// A graph that does not lead from the outputs to a variable.
     #[error(
-        "the outputs do not depend on variable `{variable}`, so it would not learn: it is not used, or an operation after \
-         it has no way back. Of candle's, these have none: `softmax_last_dim` (use `candle_nn::ops::softmax(&x, \
+        "the outputs do not depend on variable `{variable}`, so it would not learn: it is not used, or an operation \
+         after it has no way back. Of candle's, these have none: `softmax_last_dim` (use `candle_nn::ops::softmax(&x, \
          D::Minus1)`), `rms_norm` (`rms_norm_slow`), `layer_norm` and `LayerNorm` (`layer_norm_slow`), `rope` \
          (`rope_slow`), `sdpa` (products and `softmax`)"
     )]

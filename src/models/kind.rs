@@ -216,6 +216,19 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// One that this process only knows by name: nothing can be built of it.
+    pub(super) fn absent(name: &'static str) -> Self {
+        Self {
+            name,
+            tasks: &[Task::Classification],
+            layout: Layout::Packed,
+            about: "is not in this program",
+            keys: &[],
+            parameters: |spec| Err(ModelError::Absent { model: spec.kind.name }),
+            model: |spec, _| Err(ModelError::Absent { model: spec.kind.name }),
+        }
+    }
+
     /// Its hyper-parameter of that name.
     #[must_use]
     pub fn key(&self, name: &str) -> Option<&'static Key> {

@@ -15,8 +15,8 @@ pub type Backward<'m> = Box<dyn FnOnce(&[Tensor], &mut GradientSink<'_>) -> Resu
 /// What a forward pass found; the backward pass goes the way back.
 pub struct Pass<'m> {
     /// What the model says of the records, in the order of [`Batch::order`]: one tensor `[B, C]` of logits, or
-    /// `[B, 1]`; of a reconstruction `[n_t, D]` for each level. Contiguous and nobody else's: the loss turns them into its
-    /// gradients where they lie.
+    /// `[B, 1]`; of a reconstruction `[n_t, D]` for each level. Contiguous and nobody else's: the loss turns them into
+    /// its gradients where they lie.
     pub outputs: Vec<Tensor>,
     /// Of a model with a loss of its own: the outputs then stay what they are.
     pub loss: Option<Loss>,

@@ -3,14 +3,14 @@
 //! Search files, their errors, the reference of their keys, tables and pictures read this list; nothing else knows a
 //! kind by its name.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::kind::{Key, Kind};
 use super::{attention, autoencoder, cnn, linear, mlp, recurrent};
-use crate::text::one_of;
+use crate::text::{one_of, shortened};
 
 /// Those that are built in, in the order of the reference.
 pub static KINDS: [&Kind; 7] =
@@ -53,9 +53,7 @@ pub enum Error {
 pub fn register(own: &[&'static Kind], reserved: &[&str]) -> Result<(), Error> {
     let registry = Registry::new(own);
     for (place, kind) in own.iter().enumerate() {
-        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
-        let begins = kind.name.starts_with(|c: char| c.is_ascii_lowercase());
-        if !begins || kind.name.len() > 40 || !kind.name.chars().all(fits) {
+        if !is_name(kind.name) {
             return Err(Error::Name(kind.name));
         }
         if registry.names[..KINDS.len() + place].contains(&kind.name) {
@@ -110,6 +108,40 @@ pub fn keys() -> Vec<&'static Key> {
     keys
 }
 
+/// Most kinds that are only known by name; each is there for good.
+const ABSENT_MAX: usize = 256;
+
+/// Reads the kind of a trial, which may be one that this process does not have: it then stands for its name alone (see
+/// [`is_absent`]).
+///
+/// # Errors
+/// A name that no kind can have, and too many that no kind here has.
+pub fn present_or_absent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static Kind, D::Error> {
+    static ABSENT: Mutex<Vec<&'static Kind>> = Mutex::new(Vec::new());
+    let name = String::deserialize(deserializer)?;
+    let mut absent = ABSENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(kind) = find(&name).or_else(|| absent.iter().copied().find(|kind| kind.name == name)) {
+        return Ok(kind);
+    }
+    if !is_name(&name) || absent.len() == ABSENT_MAX {
+        return Err(D::Error::unknown_variant(&shortened(&name), names()));
+    }
+    let kind: &'static Kind = Box::leak(Box::new(Kind::absent(name.leak())));
+    absent.push(kind);
+    Ok(kind)
+}
+
+/// Is the kind only known by name?
+#[must_use]
+pub fn is_absent(kind: &Kind) -> bool {
+    find(kind.name).is_none()
+}
+
+fn is_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= 40 && name.chars().all(fits)
+}
+
 impl<'de> Deserialize<'de> for &'static Kind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = one_of(deserializer, names())?;
@@ -121,6 +153,19 @@ impl<'de> Deserialize<'de> for &'static Kind {
 mod tests {
     use super::*;
     use crate::models::kind::{Preset, HIDDEN};
+
+    #[test]
+    fn a_kind_that_is_not_here_is_known_by_name_as_long_as_it_is_one() {
+        let read = |name: &str| present_or_absent(serde_json::Value::from(name));
+        let absent = read("weighed").unwrap();
+        assert!(is_absent(absent) && !is_absent(read("mlp").unwrap()));
+        assert!(std::ptr::eq(absent, read("weighed").unwrap()));
+        let shape = crate::models::kind::Shape { rows_max: 1, dim: 1, classes: 1 };
+        let spec =
+            crate::models::kind::ModelSpec { kind: absent, task: absent.tasks[0], values: Default::default(), shape };
+        assert!(spec.check().unwrap_err().to_string().contains("`weighed`"));
+        assert!(read("Weighed").is_err() && read(&"w".repeat(41)).is_err() && read("").is_err());
+    }
 
     fn named(name: &'static str, keys: &'static [Key]) -> &'static Kind {
         Box::leak(Box::new(Kind { name, keys, ..linear::KIND }))

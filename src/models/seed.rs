@@ -67,8 +67,8 @@ impl Generator {
         (self.bits() >> 8) as f32 * STEP
     }
 
-    /// Normal with mean 0 and deviation 1: Box and Muller, "A Note on the Generation of Random Normal Deviates" (1958), of
-    /// two uniform numbers, in `f64` and rounded once.
+    /// Normal with mean 0 and deviation 1: Box and Muller, "A Note on the Generation of Random Normal Deviates" (1958),
+    /// of two uniform numbers, in `f64` and rounded once.
     pub fn normal(&mut self) -> f32 {
         let (radius, turn) = (1.0 - f64::from(self.uniform()), f64::from(self.uniform()));
         ((-2.0 * radius.ln()).sqrt() * (2.0 * std::f64::consts::PI * turn).cos()) as f32

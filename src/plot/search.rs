@@ -364,6 +364,7 @@ mod tests {
                 epochs,
                 records: epochs * 3600,
                 best: None,
+                confusion: Vec::new(),
                 weights_sha256: None,
                 attempt: 0,
                 time_ms: 0,

@@ -13,6 +13,7 @@ use crate::learn::optimizer::OptimizerSpec;
 use crate::learn::schedule::Schedule;
 use crate::models::batch::Layout;
 use crate::models::kind::{Kind, ModelSpec, Task};
+use crate::models::registry;
 use crate::output::Outcome;
 use crate::text::shortened;
 
@@ -33,6 +34,7 @@ pub struct TrialRecord {
     pub number: u32,
     /// Trials of the search, all together.
     pub trials: u32,
+    #[serde(deserialize_with = "registry::present_or_absent")]
     pub model: &'static Kind,
     pub parameters: HyperParameters,
     /// What the search tries to find.
@@ -85,7 +87,9 @@ impl TrialRecord {
     /// Says where the JSON is wrong.
     pub fn parse(value: &[u8]) -> Result<Self, String> {
         let mut record: Self = serde_json::from_slice(value).map_err(|error| shortened(&error.to_string()))?;
-        record.parameters.own = record.model.settle(std::mem::take(&mut record.parameters.own))?;
+        if !record.is_absent() {
+            record.parameters.own = record.model.settle(std::mem::take(&mut record.parameters.own))?;
+        }
         let partitions = |keys: Vec<&i32>| keys == record.range.keys().collect::<Vec<_>>();
         if !partitions(record.records.keys().collect()) || !partitions(record.digests.keys().collect()) {
             return Err("`range`, `records` and `digests` name different partitions".into());
@@ -197,6 +201,11 @@ impl TrialRecord {
         self.parameters.learning_rate * self.recipe().schedule.factor(done)
     }
 
+    /// Is its model one that this program does not have? Then another one trains it.
+    pub fn is_absent(&self) -> bool {
+        registry::is_absent(self.model)
+    }
+
     /// How far it is, as far as the record says; whether it runs just now only its process knows.
     pub fn state(&self) -> &'static str {
         match &self.outcome {
@@ -252,6 +261,7 @@ pub(crate) mod samples {
             epochs: 2,
             records: 22,
             best: None,
+            confusion: Vec::new(),
             weights_sha256: None,
             attempt,
             time_ms: 0,
@@ -298,6 +308,17 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_of_a_model_that_is_not_here_is_kept_as_it_is() {
+        let mut json = samples::json("t");
+        json["model"] = "transformer".into();
+        json["parameters"]["blocks"] = 3.into();
+        let record = TrialRecord::parse(json.to_string().as_bytes()).unwrap();
+        assert!(record.fit().unwrap_err().to_string().contains("model `transformer` is not in this program"));
+        let written: serde_json::Value = serde_json::from_slice(&record.to_json()).unwrap();
+        assert_eq!((&written["model"], &written["parameters"]), (&json["model"], &json["parameters"]));
+    }
+
+    #[test]
     fn what_contradicts_itself_is_refused() {
         let refused = |key: &str, value: serde_json::Value| {
             let mut json = samples::json("t");
@@ -318,7 +339,7 @@ mod tests {
         json["parameters"]["batch_size"] = 0.into();
         assert!(TrialRecord::parse(json.to_string().as_bytes()).unwrap_err().contains("`batch_size`"));
         assert!(refused("seed", (-1).into()).contains("-1"));
-        assert!(refused("model", "transformer".into()).contains("transformer"));
+        assert!(refused("model", "Transformer".into()).contains("Transformer"));
     }
 
     #[test]

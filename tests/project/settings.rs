@@ -339,7 +339,7 @@ fn what_a_key_of_a_search_should_be_is_said_in_the_users_words() {
             "is \"mpl\", not one of `attention`, `autoencoder`, `cnn`, `gru`, `linear`, `lstm`, `mlp`; did \
             you mean `mlp`?",
         ),
-        ("name = \"s\"\nmodel = 1", "is 1, not one of `autoencoder`, `linear`, `mlp`"),
+        ("name = \"s\"\nmodel = 1", "is 1, not one of `attention`, `autoencoder`, `cnn`"),
         (
             "name = \"s\"\nmodel = \"mlp\"\nobjective = \"accuracy\"",
             "not one of `validation_accuracy`, `validation_macro_f1`, `validation_mse`, `validation_mae`, \

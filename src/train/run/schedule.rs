@@ -102,6 +102,7 @@ impl<W> Schedule<W> {
     pub fn next(&self, now: Instant, has_place: impl Fn(usize, u64) -> bool) -> Option<(String, u64)> {
         let waits = |id: &str, stored: &Stored| {
             stored.record.outcome.is_none()
+                && !stored.record.is_absent()
                 && !self.running.contains_key(id)
                 && self.interrupted.get(id).is_none_or(|interrupted| interrupted.until <= now)
         };

@@ -55,11 +55,17 @@ pub(super) struct Reached {
     pub epochs: u64,
     pub records: u64,
     pub best: Option<Measurement>,
+    pub confusion: Vec<Vec<u64>>,
 }
 
 impl Reached {
     fn of(progress: &Progress) -> Self {
-        Self { epochs: progress.epoch, records: progress.records, best: progress.best.clone() }
+        Self {
+            epochs: progress.epoch,
+            records: progress.records,
+            best: progress.best.clone(),
+            confusion: progress.confusion.clone(),
+        }
     }
 }
 
@@ -388,6 +394,7 @@ impl<'c> Training<'c> {
         // A loss is taken before the update, which may have spoilt the weights that it would make the best.
         if is_better && self.learner.is_finite()? {
             self.progress.best = Some(measurement.clone());
+            self.progress.confusion = validation.map_or_else(Vec::new, |evaluation| evaluation.confusion().to_vec());
         }
         self.context.status.change_trial(&self.record.trial, |status| {
             status.measurement = serde_json::to_value(&measurement).ok();
@@ -418,6 +425,7 @@ impl<'c> Training<'c> {
             epochs: self.progress.epoch,
             records: self.progress.records,
             best: self.progress.best.clone(),
+            confusion: self.progress.confusion.clone(),
             weights_sha256: if sound { Some(self.learner.digest()?) } else { None },
             attempt: self.record.attempt,
             time_ms: now_ms(),

@@ -83,6 +83,7 @@ fn end(
         epochs: reached.epochs,
         records: reached.records,
         best: reached.best.clone(),
+        confusion: reached.confusion.clone(),
         weights_sha256: None,
         attempt: record.attempt,
         time_ms: now_ms(),

@@ -64,6 +64,9 @@ pub struct Progress {
     /// The best measurement so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Measurement>,
+    /// As [`crate::output::Outcome`] has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confusion: Vec<Vec<u64>>,
 }
 
 impl Progress {
@@ -78,6 +81,7 @@ impl Progress {
             sums: EpochSums::default(),
             due: false,
             best: None,
+            confusion: Vec::new(),
         }
     }
 
