@@ -2,7 +2,7 @@
 
 use sweepstream::train::store::start::Started;
 
-use crate::lab::{assert_expected, dealt, points, Lab, Transactions};
+use crate::lab::{assert_expected, dealt, is_validation, points, Lab, Transactions};
 use crate::support::{embed, sentences, settings, Out};
 
 const SEARCH: &str = r#"
@@ -81,6 +81,70 @@ fn windows_batches_optimizers_and_dropout_do_what_they_say() {
     let searches: Vec<&Started> = searches.iter().collect();
     lab.train(&searches);
     assert_same(&lab, &searches, &records);
+}
+
+#[test]
+fn every_kind_trains_by_its_recipe_and_says_which_classes_it_took_for_which() {
+    let lab = Lab::new("kinds", 4);
+    let records = uneven();
+    lab.fill(&records);
+    let search = lab.start(
+        r#"
+        name = "k"
+        seed = 5
+        validation = 5
+        epochs = 3
+        batch_size = 8
+        rows_max = 3
+        window = 7
+        dropout = 0.3
+        hidden = 4
+        learning_rate = 1e-2
+        schedule = ["constant", "linear", "cosine", "step"]
+        warm_up = 2
+        clip_norm = 0.5
+        label_smoothing = 0.1
+        class_weights = "balanced"
+        baseline = true
+        [[trial]]
+        model = "cnn"
+        channels = 4
+        widths = [2, 3]
+        [[trial]]
+        model = "gru"
+        bidirectional = true
+        [[trial]]
+        model = "lstm"
+        [[trial]]
+        model = "attention"
+        heads = 2
+        [[trial]]
+        model = "autoencoder"
+        layers = [4]
+        "#,
+    );
+    assert_eq!(search.trials.len(), 21);
+    let last = &search.trials[20];
+    assert_eq!((last.model.name, last.number), ("linear", 20));
+    lab.train(&[&search]);
+    assert_same(&lab, &[&search], &records);
+    let output = lab.output();
+    for trial in &search.trials {
+        let confusion = &output.outcome(&trial.trial)["confusion"];
+        let told: u64 = confusion
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|row| row.as_array().unwrap())
+            .map(|n| n.as_u64().unwrap())
+            .sum();
+        let held_out = records.iter().filter(|record| is_validation(record.key.as_deref().unwrap(), 5)).count() as u64;
+        assert_eq!(told, if trial.model.name == "autoencoder" { 0 } else { held_out }, "{}", trial.trial);
+    }
+    let board = lab.command(&["search", "show", &search.id]).stdout;
+    assert!(board.contains("always saying the most frequent class would reach: validation_accuracy 0."), "{board}");
+    let shown = lab.command(&["search", "show", &last.trial]).stdout;
+    assert!(shown.contains("PRECISION") && shown.contains("records of each label"), "{shown}");
 }
 
 #[test]

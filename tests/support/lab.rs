@@ -14,9 +14,11 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use sweepstream::config::Settings;
 use sweepstream::features::codec;
-use sweepstream::features::window::Example;
-use sweepstream::learn::fit::Fit;
+use sweepstream::features::window::{Example, Target};
+use sweepstream::learn::fit::{Fit, Recipe};
+use sweepstream::learn::schedule::Schedule;
 use sweepstream::models::seed::{Generator, Purpose};
+use sweepstream::search::parameters::ClassWeights;
 use sweepstream::search::record::TrialRecord;
 use sweepstream::topology::Topology;
 use sweepstream::train::run::pool::TRAIN;
@@ -351,7 +353,22 @@ pub fn expected(record: &TrialRecord, records: &[Out]) -> Expected {
         |out: &Out| parameters.validation > 0 && is_validation(out.key.as_deref().unwrap(), parameters.validation);
     let batch_size = parameters.batch_size as usize;
     let (spec, optimizer) = (record.model_spec(), record.optimizer_spec());
-    let mut fit = Fit::new(spec, optimizer, record.seed, record.number).unwrap();
+    let training: Vec<&&Out> = merged.iter().filter(|out| !is_validation(out)).collect();
+    let steps = training.len().div_ceil(batch_size) as u64 * parameters.epochs;
+    let of_class = |class: usize| {
+        training.iter().filter(|out| example(record, out).1 == Target::Class(class as u32)).count() as f64
+    };
+    let balanced = |class| training.len() as f64 / (record.labels.len() as f64 * of_class(class));
+    let recipe = Recipe {
+        schedule: Schedule { shape: parameters.schedule, warm_up: parameters.warm_up, steps },
+        clip_norm: parameters.clip_norm,
+        label_smoothing: parameters.label_smoothing,
+        class_weights: match parameters.class_weights {
+            ClassWeights::None => Vec::new(),
+            ClassWeights::Balanced => (0..record.labels.len()).map(balanced).collect(),
+        },
+    };
+    let mut fit = Fit::new(spec, optimizer, record.seed, record.number).unwrap().with(recipe);
     let (mut step, mut losses, mut validation_losses) = (0, Vec::new(), Vec::new());
     for epoch in 0..parameters.epochs {
         let mut order = Vec::new();
