@@ -124,7 +124,8 @@ pub fn run(environment: &Environment, arguments: Arguments) -> Result {
             }
             Err(unknown @ find::Error::Unknown { .. }) => match find::trial(settings, &id) {
                 Ok(stored) => Ok(show(json, &stored.record, || trial::text(&stored.record))?),
-                Err(_) => Err(unknown.into()),
+                Err(find::Error::Unknown { .. }) => Err(unknown.into()),
+                Err(error) => Err(error.into()),
             },
             Err(error) => Err(error.into()),
         },

@@ -35,6 +35,11 @@ pub fn text(record: &TrialRecord) -> String {
     text + &format!("\n\nrecords of each label, by what the model said:\n{}", table(&headings, &rows))
 }
 
+/// Records of others may hold any numbers.
+fn total<'c>(counts: impl Iterator<Item = &'c u64>) -> u64 {
+    counts.fold(0, |sum, count| sum.saturating_add(*count))
+}
+
 /// As scikit-learn's `classification_report`; a share of nothing is shown as none.
 fn scores(record: &TrialRecord, confusion: &[Vec<u64>]) -> Vec<Vec<String>> {
     let share = |part: u64, whole: u64| match whole {
@@ -43,14 +48,13 @@ fn scores(record: &TrialRecord, confusion: &[Vec<u64>]) -> Vec<Vec<String>> {
     };
     let row = |(class, label): (usize, &String)| {
         let correct = confusion[class].get(class).copied().unwrap_or(0);
-        let (meant, said) =
-            (confusion[class].iter().sum(), confusion.iter().filter_map(|row| row.get(class)).sum::<u64>());
+        let (meant, said) = (total(confusion[class].iter()), total(confusion.iter().filter_map(|row| row.get(class))));
         vec![
             label.clone(),
             u64::to_string(&meant),
             share(correct, said),
             share(correct, meant),
-            share(2 * correct, meant + said),
+            share(correct.saturating_mul(2), meant.saturating_add(said)),
         ]
     };
     record.labels.iter().enumerate().map(row).collect()

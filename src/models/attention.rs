@@ -18,7 +18,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::batch::{Batch, Layout};
-use super::error::ModelError;
+use super::error::{ModelError, ELEMENTS_MAX};
 use super::heads::Heads;
 use super::kind::{Key, Kind, ModelSpec, Preset, Task, Value, DROPOUT, HIDDEN};
 use super::model::{Model, Pass};
@@ -52,6 +52,10 @@ pub static KIND: Kind = Kind {
         let (hidden, heads) = (spec.count("hidden"), spec.count("heads"));
         if hidden % heads != 0 {
             return Err(HEADS.refused(format!("a divisor of `hidden` ({hidden})"), &Value::Count(heads)));
+        }
+        // Sinusoids are no parameters, and are held all the same.
+        if spec.shape.rows_max.checked_mul(hidden).is_none_or(|positions| positions > ELEMENTS_MAX) {
+            return Err(ModelError::Size);
         }
         let projections = hidden.checked_mul(3).ok_or(ModelError::Size)?;
         let named = |name: &str, shape: Vec<usize>, first| ParameterSpec { name: name.to_owned(), shape, first };

@@ -172,6 +172,10 @@ impl<M: OwnModel> Model for Own<M> {
 
 /// Names, shapes and first values, as a model asks for them.
 fn parameters<M: OwnModel>(spec: &ModelSpec) -> std::result::Result<Vec<ParameterSpec>, ModelError> {
+    // What a padded record takes.
+    if spec.shape.rows_max.checked_mul(spec.shape.dim).is_none_or(|values| values > ELEMENTS_MAX) {
+        return Err(ModelError::Size);
+    }
     let asked = std::sync::Arc::new(Mutex::new(Vec::new()));
     let recorder = Box::new(Recorder(std::sync::Arc::clone(&asked)));
     let made = M::new(spec, VarBuilder::from_backend(recorder, DType::F32, Device::Cpu));

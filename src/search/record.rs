@@ -12,7 +12,7 @@ use crate::learn::fit::{Fit, FitError, Recipe};
 use crate::learn::optimizer::OptimizerSpec;
 use crate::learn::schedule::Schedule;
 use crate::models::batch::Layout;
-use crate::models::kind::{Kind, ModelSpec, Task};
+use crate::models::kind::{Kind, ModelSpec, Task, Value};
 use crate::models::registry;
 use crate::output::Outcome;
 use crate::text::shortened;
@@ -87,8 +87,18 @@ impl TrialRecord {
     /// Says where the JSON is wrong.
     pub fn parse(value: &[u8]) -> Result<Self, String> {
         let mut record: Self = serde_json::from_slice(value).map_err(|error| shortened(&error.to_string()))?;
-        if !record.is_absent() {
+        if record.is_absent() {
+            // JSON has no such number: the record could not be written again.
+            let beyond = |value: &Value| matches!(value, Value::Share(share) if !share.is_finite());
+            if let Some((key, _)) = record.parameters.own.iter().find(|(_, value)| beyond(value)) {
+                return Err(format!("`{}` is beyond a 32-bit number", shortened(key)));
+            }
+        } else {
             record.parameters.own = record.model.settle(std::mem::take(&mut record.parameters.own))?;
+        }
+        let counted = record.class_counts.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
+        if counted.is_none() || ![0, record.labels.len()].contains(&record.class_counts.len()) {
+            return Err("`class_counts` are not one for each of `labels`".into());
         }
         let partitions = |keys: Vec<&i32>| keys == record.range.keys().collect::<Vec<_>>();
         if !partitions(record.records.keys().collect()) || !partitions(record.digests.keys().collect()) {
@@ -340,6 +350,11 @@ mod tests {
         assert!(TrialRecord::parse(json.to_string().as_bytes()).unwrap_err().contains("`batch_size`"));
         assert!(refused("seed", (-1).into()).contains("-1"));
         assert!(refused("model", "Transformer".into()).contains("Transformer"));
+        assert!(refused("class_counts", serde_json::json!([1])).contains("`class_counts`"));
+        assert!(refused("class_counts", serde_json::json!([1, u64::MAX])).contains("`class_counts`"));
+        let mut json = samples::json("t");
+        (json["model"], json["parameters"]["width"]) = ("transformer".into(), 1e300.into());
+        assert!(TrialRecord::parse(json.to_string().as_bytes()).unwrap_err().contains("`width`"));
     }
 
     #[test]

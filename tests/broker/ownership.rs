@@ -78,7 +78,8 @@ fn when_one_process_is_killed_the_other_ends_its_trials_with_the_same_bits() {
 }
 
 fn a_zombie(lab: &Lab) {
-    let ([mut one, two], search) = two_at_work(lab, 60);
+    // Far more than fit between the log line that is waited for and the signal, beside ten busy processes, too.
+    let ([mut one, two], search) = two_at_work(lab, 300);
     one.signal("STOP");
     eventually_after("the other ends all trials", || lab.written(), || ended(lab, &search) == 4);
     let before = read(&lab.settings, &lab.settings.topics.output);
