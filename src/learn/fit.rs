@@ -75,7 +75,8 @@ pub struct Fit {
     optimizer: Optimizer,
     /// As it was given; the schedule changes the optimizer's.
     learning_rate: f64,
-    recipe: Recipe,
+    schedule: Schedule,
+    clip_norm: Option<f64>,
     batcher: Batcher,
     seed: u64,
     trial: u32,
@@ -93,16 +94,27 @@ impl Fit {
         let sizes: Vec<usize> =
             model.parameters().specs().iter().map(|parameter| parameter.shape.iter().product()).collect();
         let (learning_rate, optimizer) = (optimizer.learning_rate, Optimizer::new(optimizer, &sizes)?);
-        let (batcher, recipe) = (Batcher::new(input)?, Recipe::default());
-        Ok(Self { model, criterion, outputs, optimizer, learning_rate, recipe, batcher, seed, trial })
+        let (batcher, schedule) = (Batcher::new(input)?, Schedule::default());
+        Ok(Self {
+            model,
+            criterion,
+            outputs,
+            optimizer,
+            learning_rate,
+            schedule,
+            clip_norm: None,
+            batcher,
+            seed,
+            trial,
+        })
     }
 
     /// The same, training by a recipe.
     #[must_use]
     pub fn with(mut self, recipe: Recipe) -> Self {
-        self.criterion.label_smoothing = recipe.label_smoothing;
-        self.criterion.class_weights.clone_from(&recipe.class_weights);
-        self.recipe = recipe;
+        let Recipe { schedule, clip_norm, label_smoothing, class_weights } = recipe;
+        self.criterion = Criterion { label_smoothing, class_weights, ..self.criterion };
+        (self.schedule, self.clip_norm) = (schedule, clip_norm);
         self
     }
 
@@ -159,8 +171,8 @@ impl Fit {
         if !loss.is_finite() {
             return Ok(StepReport { loss, gradient_norm: f64::NAN, records });
         }
-        self.optimizer.set_learning_rate(self.learning_rate * self.recipe.schedule.factor(self.optimizer.updates()))?;
-        let gradient_norm = match self.recipe.clip_norm {
+        self.optimizer.set_learning_rate(self.learning_rate * self.schedule.factor(self.optimizer.updates()))?;
+        let gradient_norm = match self.clip_norm {
             None => {
                 let mut update = self.optimizer.begin();
                 pass.backward(&mut |place, values, gradient| update.apply(place, values, gradient))?;

@@ -23,7 +23,7 @@ use super::heads::Heads;
 use super::kind::{Key, Kind, ModelSpec, Preset, Task, Value, DROPOUT, HIDDEN};
 use super::model::{Model, Pass};
 use super::norm::{self, Normed};
-use super::ops::{accumulate, add_bias, column_sums, product};
+use super::ops::{accumulate, add_bias, affine, column_sums, product};
 use super::parameters::{layers, First, GradientSink, ParameterSpec, Parameters};
 use super::readout::Readout;
 use super::seed::Generator;
@@ -175,9 +175,7 @@ impl Attention {
 
     /// `x Wᵀ + b`
     fn layer(&self, layer: Layer, inputs: &Tensor) -> Result<Tensor, ModelError> {
-        let outputs = product(inputs, &self.value(layer.weight).t()?)?;
-        read(&self.value(layer.bias), |bias| edit(&outputs, |outputs| add_bias(outputs, bias)))??;
-        Ok(outputs)
+        Ok(affine(inputs, &self.value(layer.weight), &self.value(layer.bias))?)
     }
 
     /// Gives away the gradients of a layer, from those of its outputs.
@@ -195,11 +193,8 @@ impl Attention {
 
     fn add_positions(&self, embedded: &Tensor, batch: &Batch<'_>) -> Result<(), ModelError> {
         let add_to_levels = |positions: &[f32]| {
-            let mut start = 0;
-            for (level, position) in batch.levels.iter().zip(positions.chunks_exact(self.hidden)) {
-                let rows = level.dim(0)?;
+            for ((start, rows), position) in batch.spans()?.into_iter().zip(positions.chunks_exact(self.hidden)) {
                 edit(&embedded.narrow(0, start, rows)?, |rows| add_bias(rows, position))?;
-                start += rows;
             }
             Ok(())
         };
@@ -218,12 +213,10 @@ impl Attention {
     ) -> Result<(), ModelError> {
         let Positions::Learned(place) = self.positions else { return Ok(()) };
         let values = self.value(place);
-        let (gradients, mut start) = (Tensor::zeros(values.shape(), DType::F32, &Device::Cpu)?, 0);
-        for (position, level) in batch.levels.iter().enumerate() {
-            let rows = level.dim(0)?;
+        let gradients = Tensor::zeros(values.shape(), DType::F32, &Device::Cpu)?;
+        for (position, (start, rows)) in batch.spans()?.into_iter().enumerate() {
             let sums = column_sums(&gradient.narrow(0, start, rows)?)?;
             accumulate(&gradients.narrow(0, position, 1)?, &sums)?;
-            start += rows;
         }
         Ok(sink(place, &values, &gradients)?)
     }

@@ -93,16 +93,28 @@ impl Batch<'_> {
         self.order.len()
     }
 
+    /// Where each level begins in `packed`, and how many rows it has.
+    ///
+    /// # Errors
+    /// What the tensor library says.
+    pub fn spans(&self) -> candle_core::Result<Vec<(usize, usize)>> {
+        let mut end = 0;
+        let span = |level: &Tensor| {
+            let rows = level.dim(0)?;
+            end += rows;
+            Ok((end - rows, rows))
+        };
+        self.levels.iter().map(span).collect()
+    }
+
     /// For each record, in the order of level 0, where its rows lie in `packed`.
     ///
     /// # Errors
     /// What the tensor library says.
     pub fn rows_of_records(&self) -> candle_core::Result<Vec<Vec<usize>>> {
-        let (mut rows, mut start) = (vec![Vec::new(); self.records()], 0);
-        for level in &self.levels {
-            let count = level.dim(0)?;
+        let mut rows = vec![Vec::new(); self.records()];
+        for (start, count) in self.spans()? {
             rows.iter_mut().take(count).enumerate().for_each(|(place, rows)| rows.push(start + place));
-            start += count;
         }
         Ok(rows)
     }

@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::error::ModelError;
 use super::kind::{ModelSpec, Task};
 use super::model::{Model, Pass};
-use super::ops::{accumulate, add_bias, column_sums, product, relu, through_relu};
+use super::ops::{accumulate, add_bias, affine, column_sums, product, relu, through_relu};
 use super::parameters::{GradientSink, Parameters};
 use super::seed::Generator;
 use super::tensors::{edit, read};
@@ -135,10 +135,8 @@ impl Dense {
         let (top, width) = (&hidden[hidden.len() - 1], self.width);
         let output = |(block, rows): (usize, &Tensor)| {
             let inputs = top.narrow(0, 0, rows.dim(0)?)?;
-            let output = product(&inputs, &weight.narrow(0, block * width, width)?.t()?)?;
-            let bias = bias.narrow(0, block * width, width)?;
-            read(&bias, |bias| edit(&output, |output| add_bias(output, bias)))??;
-            Ok(output)
+            let (weight, bias) = (weight.narrow(0, block * width, width)?, bias.narrow(0, block * width, width)?);
+            Ok(affine(&inputs, &weight, &bias)?)
         };
         batch.levels.iter().enumerate().map(output).collect()
     }

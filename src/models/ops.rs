@@ -29,6 +29,19 @@ pub fn product(left: &Tensor, right: &Tensor) -> candle_core::Result<Tensor> {
     Ok(sum)
 }
 
+/// A layer: `x Wᵀ + b`.
+pub fn affine(inputs: &Tensor, weight: &Tensor, bias: &Tensor) -> candle_core::Result<Tensor> {
+    let outputs = product(inputs, &weight.t()?)?;
+    read(bias, |bias| edit(&outputs, |outputs| add_bias(outputs, bias)))??;
+    Ok(outputs)
+}
+
+/// What values are multiplied with so that a share of them is dropped and the others make up for it.
+pub fn dropout(generator: &mut Generator, share: f32, values: usize) -> Vec<f32> {
+    let kept = 1.0 / (1.0 - share);
+    (0..values).map(|_| if generator.uniform() < share { 0.0 } else { kept }).collect()
+}
+
 /// Adds to the first rows of `sum`.
 pub fn accumulate(sum: &Tensor, values: &Tensor) -> candle_core::Result<()> {
     read(values, |values| edit(sum, |sum| add(sum, values)))?

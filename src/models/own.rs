@@ -19,6 +19,7 @@ use super::graph::{recorded, recorded_loss};
 use super::kind::{Key, Kind, ModelSpec, Task};
 use super::loss::Loss;
 use super::model::{Model, Pass};
+use super::ops;
 use super::parameters::{First, ParameterSpec, Parameters};
 use super::seed::Generator;
 use super::tensors::read;
@@ -91,9 +92,7 @@ impl Mode {
     /// What the tensor library says.
     pub fn dropout(&self, values: &Tensor, share: f32) -> Result<Tensor> {
         let Some(generator) = self.0.as_ref().filter(|_| share > 0.0) else { return Ok(values.clone()) };
-        let (mut generator, kept) = (generator.borrow_mut(), 1.0 / (1.0 - share));
-        let factor = |_| if generator.uniform() < share { 0.0 } else { kept };
-        let mask: Vec<f32> = (0..values.elem_count()).map(factor).collect();
+        let mask = ops::dropout(&mut generator.borrow_mut(), share, values.elem_count());
         values * Tensor::from_vec(mask, values.shape(), &Device::Cpu)?
     }
 }

@@ -4,10 +4,10 @@ use candle_core::{Device, Tensor};
 
 use super::error::ModelError;
 use super::kind::ModelSpec;
-use super::ops::{add_bias, column_sums, product};
+use super::ops::{self, affine, column_sums, product};
 use super::parameters::{layers, GradientSink, ParameterSpec, Parameters};
 use super::seed::Generator;
-use super::tensors::{edit, read};
+use super::tensors::read;
 
 /// See the module.
 #[derive(Debug)]
@@ -53,18 +53,14 @@ impl Readout {
         records: usize,
         dropout: Option<Generator>,
     ) -> Result<(Tensor, Features), ModelError> {
-        let mask = dropout.filter(|_| self.dropout > 0.0).map(|mut generator| {
-            let kept = 1.0 / (1.0 - self.dropout);
-            let factor = |_| if generator.uniform() < self.dropout { 0.0 } else { kept };
-            (0..features.len()).map(factor).collect::<Vec<f32>>()
-        });
+        let mask = dropout.filter(|_| self.dropout > 0.0);
+        let mask = mask.map(|mut generator| ops::dropout(&mut generator, self.dropout, features.len()));
         if let Some(mask) = &mask {
             features.iter_mut().zip(mask).for_each(|(feature, factor)| *feature *= factor);
         }
         let width = features.len() / records;
         let values = Tensor::from_vec(features, (records, width), &Device::Cpu)?;
-        let outputs = product(&values, &parameters.value(self.weight).t()?)?;
-        read(&parameters.value(self.bias), |bias| edit(&outputs, |outputs| add_bias(outputs, bias)))??;
+        let outputs = affine(&values, &parameters.value(self.weight), &parameters.value(self.bias))?;
         Ok((outputs, Features { values, mask }))
     }
 

@@ -20,7 +20,7 @@ use super::cell::{Cell, Gru, Lstm, Row};
 use super::error::ModelError;
 use super::kind::{Key, Kind, ModelSpec, Preset, Task, DROPOUT, HIDDEN};
 use super::model::{Model, Pass};
-use super::ops::{add_bias, column_sums, product};
+use super::ops::{add_bias, affine, column_sums, product};
 use super::parameters::{First, GradientSink, ParameterSpec, Parameters};
 use super::readout::Readout;
 use super::seed::Generator;
@@ -171,8 +171,7 @@ impl<C: Cell> Recurrent<C> {
     /// The states that records end with, and the trace.
     fn direction_forward(&self, direction: &Direction, batch: &Batch<'_>) -> Result<(Vec<f32>, Trace), ModelError> {
         let (hidden, rows, value) = (self.hidden, batch.packed.dim(0)?, |place| self.parameters.value(place));
-        let gates = product(&batch.packed, &value(direction.weight_ih).t()?)?;
-        read(&value(direction.bias_ih), |bias| edit(&gates, |gates| add_bias(gates, bias)))??;
+        let gates = affine(&batch.packed, &value(direction.weight_ih), &value(direction.bias_ih))?;
         let (weight, bias) = (value(direction.weight_hh).t()?, value(direction.bias_hh));
         let before = Tensor::zeros((rows, hidden), DType::F32, &Device::Cpu)?;
         let mut extra = vec![0.0; rows * hidden];
@@ -287,12 +286,7 @@ impl<C: Cell> Recurrent<C> {
 
 /// The levels in the order in which a direction meets them.
 fn steps(batch: &Batch<'_>, backwards: bool) -> candle_core::Result<Vec<Step>> {
-    let (mut levels, mut start) = (Vec::with_capacity(batch.levels.len()), 0);
-    for level in &batch.levels {
-        let rows = level.dim(0)?;
-        levels.push((start, rows));
-        start += rows;
-    }
+    let mut levels = batch.spans()?;
     if backwards {
         levels.reverse();
     }

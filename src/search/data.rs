@@ -98,7 +98,7 @@ impl Search {
         let window = u32::try_from((WINDOW_BYTES / record_bytes).clamp(1, WINDOW_RECORDS)).unwrap_or(1);
         for (number, trial) in self.trials.iter().enumerate() {
             let (records, parameters) = (training_records(trial, survey), &trial.parameters);
-            let steps = records.div_ceil(parameters.batch_size.into()).saturating_mul(parameters.epochs);
+            let steps = parameters.steps(records);
             if records == 0 {
                 return Err(Error::Data(format!(
                     "trial number {number} learns from labels, and no record of topic `{topic}` that has one falls \

@@ -30,7 +30,7 @@ pub enum ClassWeights {
 }
 
 /// Records of older versions have no such key, and stay as they are.
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
@@ -104,6 +104,11 @@ impl HyperParameters {
             values: self.own.clone(),
             shape: kind::Shape { rows_max, dim, classes },
         }
+    }
+
+    /// Updates of a whole trial that learns from so many records.
+    pub fn steps(&self, training_records: u64) -> u64 {
+        training_records.div_ceil(u64::from(self.batch_size).max(1)).saturating_mul(self.epochs)
     }
 
     /// What a model of this kind learns.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::objective::Objective;
-use super::parameters::HyperParameters;
+use super::parameters::{is_default, HyperParameters};
 use crate::features::range::{PartitionRange, Range};
 use crate::features::window::{Labels, Reading};
 use crate::learn::fit::{Fit, FitError, Recipe};
@@ -19,10 +19,6 @@ use crate::text::shortened;
 
 /// Changes whenever the same inputs would give other weights; a checkpoint of another version is refused.
 pub const TRAINING_FORMAT: u32 = 1;
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
-}
 
 /// One trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +52,7 @@ pub struct TrialRecord {
     /// Version of the computation.
     pub training_format: u32,
     /// Records of the training split that it learns from; 0 in records of older versions.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub training_records: u64,
     /// Of those, how many there are of each class, where that matters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -193,8 +189,7 @@ impl TrialRecord {
     /// How it trains, besides.
     pub fn recipe(&self) -> Recipe {
         let HyperParameters { schedule, warm_up, clip_norm, label_smoothing, .. } = self.parameters;
-        let steps_of_epoch = self.training_records.div_ceil(u64::from(self.parameters.batch_size).max(1));
-        let steps = steps_of_epoch.saturating_mul(self.parameters.epochs);
+        let steps = self.parameters.steps(self.training_records);
         let (classes, records) = (self.class_counts.len() as f64, self.class_counts.iter().sum::<u64>() as f64);
         // A class that training never meets weighs nothing.
         let weight = |&count: &u64| if count == 0 { 0.0 } else { records / (classes * count as f64) };
